@@ -1,0 +1,5 @@
+"""The microbenchmark cases, one module per group; each has cases(preset) -> Iterator[BenchCase]."""
+
+from bench.ops import quantize
+
+MODULES = [quantize]

@@ -1,0 +1,38 @@
+# Finds Python, pybind11 and the torch that is installed, and makes mbq_torch: torch's headers and libraries
+# without its global flags. Headers count as system headers, so that our warnings stay ours.
+find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
+
+function(mbq_python_output variable code hint)
+  execute_process(COMMAND "${Python_EXECUTABLE}" -c "${code}" OUTPUT_VARIABLE output
+                  OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE failed ERROR_QUIET)
+  if(failed)
+    message(FATAL_ERROR "${hint}")
+  endif()
+  set(${variable} "${output}" PARENT_SCOPE)
+endfunction()
+
+mbq_python_output(MBQ_TORCH_PREFIX "import torch; print(torch.utils.cmake_prefix_path)"
+  "mambaquant_ext builds against the installed torch and found none for ${Python_EXECUTABLE}: install it first (pip install torch), then pip install --no-build-isolation .")
+mbq_python_output(MBQ_PYBIND11_PREFIX "import pybind11; print(pybind11.get_cmake_dir())"
+  "mambaquant_ext needs pybind11 to build: pip install pybind11, then pip install --no-build-isolation .")
+mbq_python_output(Torch_VERSION "import torch; print(torch.__version__)" "cannot read torch.__version__")
+if(Torch_VERSION VERSION_LESS 2.10)
+  message(FATAL_ERROR "mambaquant_ext: expected torch 2.10 or newer, got ${Torch_VERSION}: pip install --upgrade torch")
+endif()
+
+find_package(pybind11 REQUIRED CONFIG PATHS "${MBQ_PYBIND11_PREFIX}" NO_DEFAULT_PATH)
+
+# The paths directly, not find_package(Torch): that one asks for a CUDA toolkit whenever torch was built with
+# CUDA, and the CPU backend has no use for it.
+get_filename_component(MBQ_TORCH_ROOT "${MBQ_TORCH_PREFIX}/../.." ABSOLUTE)
+add_library(mbq_torch INTERFACE)
+target_include_directories(mbq_torch SYSTEM INTERFACE "${MBQ_TORCH_ROOT}/include"
+                           "${MBQ_TORCH_ROOT}/include/torch/csrc/api/include")
+foreach(library c10 torch_cpu)
+  find_library(MBQ_LIB_${library} ${library} PATHS "${MBQ_TORCH_ROOT}/lib" NO_DEFAULT_PATH REQUIRED)
+  target_link_libraries(mbq_torch INTERFACE "${MBQ_LIB_${library}}")
+endforeach()
+find_package(OpenMP)
+if(OpenMP_CXX_FOUND)
+  target_compile_options(mbq_torch INTERFACE ${OpenMP_CXX_FLAGS})
+endif()

@@ -1,0 +1,10 @@
+# Flags that every target gets, once.
+function(mbq_set_compile_flags target)
+  # -ffp-contract=off: a*b + c rounds twice unless a kernel writes fma, so that bit equality between the
+  # integer path and its emulation is defined by the source.
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Wconversion -Werror -ffp-contract=off)
+  if(MBQ_SANITIZE)
+    target_compile_options(${target} PRIVATE -fsanitize=${MBQ_SANITIZE} -fno-sanitize-recover=all -g)
+    target_link_options(${target} PUBLIC -fsanitize=${MBQ_SANITIZE})
+  endif()
+endfunction()

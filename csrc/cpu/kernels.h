@@ -1,0 +1,28 @@
+// The list of CPU kernels: the one place that names them all. From it come the per-ISA declarations, the
+// table of function pointers, and (in isa.cc) the public launchers that jump through the chosen table.
+#pragma once
+
+#include "mambaquant/quantize.h"
+
+// X(launcher, params struct)
+#define MBQ_CPU_KERNELS(X)    \
+  X(quantize, QuantizeParams) \
+  X(dequantize, DequantizeParams)
+
+namespace mambaquant::cpu {
+
+struct KernelTable {
+#define MBQ_DECLARE_POINTER(name, Params) Status (*name)(const Params&, const Threads&) = nullptr;
+  MBQ_CPU_KERNELS(MBQ_DECLARE_POINTER)
+#undef MBQ_DECLARE_POINTER
+};
+
+}  // namespace mambaquant::cpu
+
+#ifdef MBQ_ISA
+namespace mambaquant::cpu::MBQ_ISA {
+#define MBQ_DECLARE_KERNEL(name, Params) Status name(const Params& p, const Threads& threads);
+MBQ_CPU_KERNELS(MBQ_DECLARE_KERNEL)
+#undef MBQ_DECLARE_KERNEL
+}  // namespace mambaquant::cpu::MBQ_ISA
+#endif

@@ -1,0 +1,132 @@
+// The Vec vocabulary for AVX-512 (F, BW, DQ, VL, VNNI): sixteen lanes, tails by mask registers. The
+// meaning of each name is stated in simd.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "mambaquant/dispatch.h"
+
+namespace mambaquant::cpu::MBQ_ISA {
+namespace {
+
+inline constexpr int64_t kLanes = 16;
+
+struct F32 {
+  __m512 v;
+};
+struct I32 {
+  __m512i v;
+};
+
+inline F32 set1(float x) { return {_mm512_set1_ps(x)}; }
+inline I32 set1_i32(int32_t x) { return {_mm512_set1_epi32(x)}; }
+
+// First n lanes on; n in [0, 16].
+inline __mmask16 lane_mask(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
+
+inline F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline F32 load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(lane_mask(n), p)}; }
+inline F32 widen(__m256i x, Float16) { return {_mm512_cvtph_ps(x)}; }
+inline F32 widen(__m256i x, BFloat16) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))};
+}
+// T is Float16 or BFloat16.
+template <typename T>
+inline F32 load(const T* p) {
+  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), T{});
+}
+template <typename T>
+inline F32 load(const T* p, int64_t n) {
+  return widen(_mm256_maskz_loadu_epi16(lane_mask(n), p), T{});
+}
+inline F32 load(const int8_t* p) {
+  const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(raw))};
+}
+inline F32 load(const int8_t* p, int64_t n) {
+  const __m128i raw = _mm_maskz_loadu_epi8(lane_mask(n), p);
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(raw))};
+}
+
+inline void store(float* p, F32 x) { _mm512_storeu_ps(p, x.v); }
+inline void store(float* p, F32 x, int64_t n) { _mm512_mask_storeu_ps(p, lane_mask(n), x.v); }
+inline __m256i narrow(F32 x, Float16) {
+  return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline __m256i narrow(F32 x, BFloat16) {
+  const __m512i bits = _mm512_castps_si512(x.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i even = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+  const __m512i rounded =
+      _mm512_mask_or_epi32(even, is_nan, bits, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+template <typename T>
+inline void store(T* p, F32 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(x, T{}));
+}
+template <typename T>
+inline void store(T* p, F32 x, int64_t n) {
+  _mm256_mask_storeu_epi16(p, lane_mask(n), narrow(x, T{}));
+}
+inline void store(int8_t* p, F32 x) {
+  const __m128i q = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), q);
+}
+inline void store(int8_t* p, F32 x, int64_t n) {
+  _mm_mask_storeu_epi8(p, lane_mask(n), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
+}
+inline I32 load_i32(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+inline I32 load_i32(const int32_t* p, int64_t n) {
+  return {_mm512_maskz_loadu_epi32(lane_mask(n), p)};
+}
+inline void store_i32(int32_t* p, I32 x) { _mm512_storeu_si512(p, x.v); }
+inline void store_i32(int32_t* p, I32 x, int64_t n) {
+  _mm512_mask_storeu_epi32(p, lane_mask(n), x.v);
+}
+
+inline F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F32 operator/(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F32 fnma(F32 a, F32 b, F32 c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
+inline F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F32 abs(F32 a) { return {_mm512_abs_ps(a.v)}; }
+inline F32 sqrt(F32 a) { return {_mm512_sqrt_ps(a.v)}; }
+inline F32 round_even(F32 a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+
+inline I32 operator+(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline I32 operator-(I32 a, I32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+inline F32 to_f32(I32 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+inline I32 to_i32(F32 a) { return {_mm512_cvtps_epi32(a.v)}; }
+
+inline float reduce_add(F32 a) { return _mm512_reduce_add_ps(a.v); }
+inline float reduce_max(F32 a) { return _mm512_reduce_max_ps(a.v); }
+// Four butterfly stages: out = swapped + (+-1) * a, minus where the lane's own bit is set.
+inline F32 hadamard_lanes(F32 a) {
+  const __m512 s1 = _mm512_setr_ps(1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1);
+  const __m512 s2 = _mm512_setr_ps(1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1);
+  const __m512 s4 = _mm512_setr_ps(1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1);
+  const __m512 s8 = _mm512_setr_ps(1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1);
+  __m512 x = a.v;
+  x = _mm512_fmadd_ps(x, s1, _mm512_permute_ps(x, 0xb1));
+  x = _mm512_fmadd_ps(x, s2, _mm512_permute_ps(x, 0x4e));
+  x = _mm512_fmadd_ps(x, s4, _mm512_shuffle_f32x4(x, x, 0xb1));
+  x = _mm512_fmadd_ps(x, s8, _mm512_shuffle_f32x4(x, x, 0x4e));
+  return {x};
+}
+
+inline F32 exp2_int(F32 n) {
+  const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))};
+}
+
+}  // namespace
+}  // namespace mambaquant::cpu::MBQ_ISA

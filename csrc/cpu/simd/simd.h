@@ -1,0 +1,35 @@
+// The vector vocabulary that all CPU kernels are written in. Each .cc file is compiled once per ISA with
+// MBQ_ISA set to the ISA's namespace; the header chosen here gives the names below their meaning.
+//
+//   kLanes                       floats in an F32, int32s in an I32
+//   load(T*), load(T*, n)        T in float, Float16, BFloat16, int8_t -> F32; n: first n lanes, rest 0
+//   store(T*, x), store(T*, x, n)  int8_t: rounds ties to even, saturates to [-128, 127]
+//   load_i32, store_i32          int32 without conversion
+//   + - * /  sqrt  abs           lane by lane, one rounding each
+//   fma(a, b, c), fnma           a*b + c, c - a*b; one rounding (two in the scalar ISA)
+//   min(a, b), max(a, b)         b where either is NaN, on every ISA
+//   round_even                   nearest integer, ties to even
+//   to_f32(I32), to_i32(F32)     conversion, ties to even
+//   reduce_add, reduce_max       over lanes
+//   hadamard_lanes               unnormalised Sylvester transform across the lanes of one vector
+//   exp2_int(n)                  2^n for integer-valued n in [-126, 127]
+//
+// NOTE(odr): everything lives in an anonymous namespace inside the ISA's namespace, and no standard
+// header with inline code is used, so that the linker can never pick an AVX-512 copy of a shared inline
+// function for a machine that lacks it (scripts/check_symbols.py tests this).
+#pragma once
+
+#define MBQ_ISA_ID_scalar 0
+#define MBQ_ISA_ID_avx2 1
+#define MBQ_ISA_ID_avx512_vnni 2
+#define MBQ_CONCAT_(a, b) a##b
+#define MBQ_CONCAT(a, b) MBQ_CONCAT_(a, b)
+#define MBQ_ISA_ID MBQ_CONCAT(MBQ_ISA_ID_, MBQ_ISA)
+
+#if MBQ_ISA_ID == MBQ_ISA_ID_avx512_vnni
+#include "cpu/simd/avx512_vnni.h"
+#elif MBQ_ISA_ID == MBQ_ISA_ID_avx2
+#include "cpu/simd/avx2.h"
+#else
+#include "cpu/simd/scalar.h"
+#endif

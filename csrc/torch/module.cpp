@@ -1,0 +1,56 @@
+// The extension module mambaquant_ext._C: what is not a tensor operator (build facts, ISA choice). Loading it
+// also registers the operators of schema.cpp.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/isa.h"
+
+namespace {
+
+using mambaquant::Status;
+using mambaquant::cpu::Isa;
+
+std::vector<std::string> isa_names(bool (*keep)(Isa)) {
+  std::vector<std::string> names;
+  for (int32_t i = 0; i < mambaquant::cpu::kNumIsas; ++i) {
+    const Isa isa = static_cast<Isa>(i);
+    if (keep(isa)) names.emplace_back(mambaquant::cpu::isa_name(isa));
+  }
+  return names;
+}
+
+std::string join(const std::vector<std::string>& names) {
+  std::string joined;
+  for (const std::string& name : names) joined += (joined.empty() ? "" : ", ") + name;
+  return joined;
+}
+
+void force_isa(const std::string& name) {
+  for (int32_t i = 0; i < mambaquant::cpu::kNumIsas; ++i) {
+    const Isa isa = static_cast<Isa>(i);
+    if (name != mambaquant::cpu::isa_name(isa)) continue;
+    const Status status = mambaquant::cpu::force_isa(isa);
+    if (status.is_ok()) return;
+    throw std::invalid_argument("force_isa: " + name + ": " + status.message + "; available: " +
+                                join(isa_names(&mambaquant::cpu::isa_is_supported)));
+  }
+  throw std::invalid_argument("force_isa: expected one of " +
+                              join(isa_names([](Isa) { return true; })) + ", got '" + name + "'");
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.attr("version") = MBQ_VERSION;
+  m.attr("torch_version") = MBQ_TORCH_VERSION;
+  m.attr("compiler") = MBQ_COMPILER;
+  m.attr("has_cuda") = false;
+  m.def("built_isas", [] { return isa_names(&mambaquant::cpu::isa_is_built); });
+  m.def("supported_isas", [] { return isa_names(&mambaquant::cpu::isa_is_supported); });
+  m.def("current_isa", [] { return std::string(mambaquant::cpu::isa_name(mambaquant::cpu::current_isa())); });
+  m.def("force_isa", &force_isa, pybind11::arg("name"));
+}

@@ -1,0 +1,6 @@
+"""The operators: typed wrappers of torch.ops.mambaquant, one module per group."""
+
+from mambaquant_ext import _load as _load
+from mambaquant_ext.ops.quantize import dequantize, quantize, quantize_dynamic
+
+__all__ = ["dequantize", "quantize", "quantize_dynamic"]

@@ -1,0 +1,1 @@
+"""Input builders and the case table of each op, one module per group."""
