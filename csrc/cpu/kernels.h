@@ -2,12 +2,17 @@
 // table of function pointers, and (in isa.cc) the public launchers that jump through the chosen table.
 #pragma once
 
+#include "mambaquant/hadamard.h"
+#include "mambaquant/norm.h"
 #include "mambaquant/quantize.h"
 
 // X(launcher, params struct)
-#define MBQ_CPU_KERNELS(X)    \
-  X(quantize, QuantizeParams) \
-  X(dequantize, DequantizeParams)
+#define MBQ_CPU_KERNELS(X)               \
+  X(quantize, QuantizeParams)            \
+  X(dequantize, DequantizeParams)        \
+  X(norm_quantize, NormQuantizeParams)   \
+  X(hadamard_transform, HadamardParams)  \
+  X(hadamard_quantize, HadamardParams)
 
 namespace mambaquant::cpu {
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "torch/hadamard_sizes.h"
 
 namespace {
 
@@ -42,6 +43,22 @@ void force_isa(const std::string& name) {
                               join(isa_names([](Isa) { return true; })) + ", got '" + name + "'");
 }
 
+// The base matrix H_m of the transform of size n, as rows of +-1.
+std::vector<std::vector<int>> hadamard_base(int64_t n) {
+  const mambaquant::binding::HadamardBase* base = mambaquant::binding::find_hadamard_base(n);
+  if (base == nullptr) {
+    throw std::invalid_argument("hadamard: expected n of " +
+                                mambaquant::binding::unsupported_hadamard_size(n));
+  }
+  std::vector<std::vector<int>> matrix;
+  const std::size_t order = static_cast<std::size_t>(base->order);
+  for (std::size_t r = 0; r < order; ++r) {
+    std::vector<int>& row = matrix.emplace_back();
+    for (std::size_t c = 0; c < order; ++c) row.push_back((base->rows[r] >> c) & 1u ? -1 : 1);
+  }
+  return matrix;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -52,5 +69,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("built_isas", [] { return isa_names(&mambaquant::cpu::isa_is_built); });
   m.def("supported_isas", [] { return isa_names(&mambaquant::cpu::isa_is_supported); });
   m.def("current_isa", [] { return std::string(mambaquant::cpu::isa_name(mambaquant::cpu::current_isa())); });
+  m.def("hadamard_base", &hadamard_base, pybind11::arg("n"));
+  m.def("supported_hadamard_sizes", &mambaquant::binding::supported_hadamard_sizes);
   m.def("force_isa", &force_isa, pybind11::arg("name"));
 }

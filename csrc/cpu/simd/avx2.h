@@ -129,6 +129,10 @@ inline float reduce_max(F32 a) {
   const __m128 pair = _mm_max_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)));
 }
+// First n lanes of a, the rest 0.
+inline F32 keep_first(F32 a, int64_t n) {
+  return {_mm256_and_ps(a.v, _mm256_castsi256_ps(lane_mask(n)))};
+}
 // Three butterfly stages: out = swapped + (+-1) * a, minus where the lane's own bit is set.
 inline F32 hadamard_lanes(F32 a) {
   const __m256 s1 = _mm256_setr_ps(1, -1, 1, -1, 1, -1, 1, -1);

@@ -109,6 +109,8 @@ inline I32 to_i32(F32 a) { return {_mm512_cvtps_epi32(a.v)}; }
 
 inline float reduce_add(F32 a) { return _mm512_reduce_add_ps(a.v); }
 inline float reduce_max(F32 a) { return _mm512_reduce_max_ps(a.v); }
+// First n lanes of a, the rest 0.
+inline F32 keep_first(F32 a, int64_t n) { return {_mm512_maskz_mov_ps(lane_mask(n), a.v)}; }
 // Four butterfly stages: out = swapped + (+-1) * a, minus where the lane's own bit is set.
 inline F32 hadamard_lanes(F32 a) {
   const __m512 s1 = _mm512_setr_ps(1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1);

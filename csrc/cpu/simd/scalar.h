@@ -122,6 +122,7 @@ inline I32 to_i32(F32 a) { return {static_cast<int32_t>(round_even(a).v)}; }
 
 inline float reduce_add(F32 a) { return a.v; }
 inline float reduce_max(F32 a) { return a.v; }
+inline F32 keep_first(F32 a, int64_t n) { return {n > 0 ? a.v : 0.0f}; }
 inline F32 hadamard_lanes(F32 a) { return a; }
 
 // 2^n for an integer-valued n in [-126, 127].

@@ -11,6 +11,7 @@
 //   round_even                   nearest integer, ties to even
 //   to_f32(I32), to_i32(F32)     conversion, ties to even
 //   reduce_add, reduce_max       over lanes
+//   keep_first(a, n)             first n lanes of a, the rest 0
 //   hadamard_lanes               unnormalised Sylvester transform across the lanes of one vector
 //   exp2_int(n)                  2^n for integer-valued n in [-126, 127]
 //

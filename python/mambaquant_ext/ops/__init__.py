@@ -1,6 +1,23 @@
 """The operators: typed wrappers of torch.ops.mambaquant, one module per group."""
 
 from mambaquant_ext import _load as _load
+from mambaquant_ext.ops.hadamard import (
+    hadamard_matrix,
+    hadamard_quantize,
+    hadamard_transform,
+    supported_hadamard_sizes,
+)
+from mambaquant_ext.ops.norm import layernorm_quantize, rmsnorm_quantize
 from mambaquant_ext.ops.quantize import dequantize, quantize, quantize_dynamic
 
-__all__ = ["dequantize", "quantize", "quantize_dynamic"]
+__all__ = [
+    "dequantize",
+    "hadamard_matrix",
+    "hadamard_quantize",
+    "hadamard_transform",
+    "layernorm_quantize",
+    "quantize",
+    "quantize_dynamic",
+    "rmsnorm_quantize",
+    "supported_hadamard_sizes",
+]
