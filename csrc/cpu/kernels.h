@@ -2,12 +2,16 @@
 // table of function pointers, and (in isa.cc) the public launchers that jump through the chosen table.
 #pragma once
 
+#include "mambaquant/conv1d.h"
 #include "mambaquant/quantize.h"
+#include "mambaquant/selective_scan.h"
 
 // X(launcher, params struct)
-#define MBQ_CPU_KERNELS(X)    \
-  X(quantize, QuantizeParams) \
-  X(dequantize, DequantizeParams)
+#define MBQ_CPU_KERNELS(X)                              \
+  X(quantize, QuantizeParams)                           \
+  X(dequantize, DequantizeParams)                       \
+  X(causal_conv1d_quantize, CausalConv1dQuantizeParams) \
+  X(selective_scan, SelectiveScanParams)
 
 namespace mambaquant::cpu {
 
