@@ -8,9 +8,13 @@ from mambaquant_ext.ops.hadamard import (
     supported_hadamard_sizes,
 )
 from mambaquant_ext.ops.norm import layernorm_quantize, rmsnorm_quantize
+from mambaquant_ext.ops.conv1d import causal_conv1d_quantize, causal_conv1d_update_quantize
 from mambaquant_ext.ops.quantize import dequantize, quantize, quantize_dynamic
+from mambaquant_ext.ops.selective_scan import selective_scan, selective_scan_update
 
 __all__ = [
+    "causal_conv1d_quantize",
+    "causal_conv1d_update_quantize",
     "dequantize",
     "hadamard_matrix",
     "hadamard_quantize",
@@ -19,5 +23,7 @@ __all__ = [
     "quantize",
     "quantize_dynamic",
     "rmsnorm_quantize",
+    "selective_scan",
+    "selective_scan_update",
     "supported_hadamard_sizes",
 ]
