@@ -2,12 +2,17 @@
 // table of function pointers, and (in isa.cc) the public launchers that jump through the chosen table.
 #pragma once
 
+#include "mambaquant/gemm.h"
 #include "mambaquant/quantize.h"
 
 // X(launcher, params struct)
 #define MBQ_CPU_KERNELS(X)    \
   X(quantize, QuantizeParams) \
-  X(dequantize, DequantizeParams)
+  X(dequantize, DequantizeParams) \
+  X(pack_gemm_weight, PackGemmWeightParams) \
+  X(gemm, GemmParams) \
+  X(gemm_dequantize, GemmDequantizeParams) \
+  X(gemm_requantize, GemmRequantizeParams)
 
 namespace mambaquant::cpu {
 
