@@ -23,68 +23,75 @@ namespace {
 
 static_assert(kGemmColumnMultiple % kTileColumns == 0);
 
-constexpr int64_t kBlockBytes = 512 * 1024;  // of repacked activations: a quarter of L2
-constexpr int64_t kBlocksPerThread = 8;      // tasks that an even split among threads needs
+constexpr int64_t kBlocksPerThread = 8;  // tasks that an even split among threads needs
+constexpr int64_t kCacheLineBytes = 64;
 constexpr int64_t kPackGrainBytes = 65536;
-constexpr int64_t kTaskCycles = 10000;  // what starting a thread costs
-constexpr int64_t kProductsPerCycle = 128, kWeightBytesPerCycle = 8;
+// What a thread must have to do before it is worth waking: cycles, by a coarse count of products
+// and bytes.
+constexpr int64_t kThreadCycles = 10000, kProductsPerCycle = 128, kWeightBytesPerCycle = 8;
+// From this many tiles in a block on, each tile's turn also fetches its share of the next panel
+// into L2.
+constexpr int64_t kTilesToPrefetchAcross = 4;
 
 int64_t padded_depth(int64_t k) { return round_up(k, kGemmDepthMultiple); }
 
 using TileProduct = void (*)(const RowT*, const int32_t*, const int8_t*, int64_t, int32_t*);
 
+// A tile whose second vector of columns lies outside the matrix leaves it out.
 template <int64_t kRows>
-TileProduct tile_product_for(int64_t rows) {
-  if constexpr (kRows == 1) {
-    return &tile_product<1>;
-  } else {
-    return rows == kRows ? &tile_product<kRows> : tile_product_for<kRows - 1>(rows);
+TileProduct tile_product_for(int64_t rows, int64_t columns) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return tile_product_for<kRows - 1>(rows, columns);
   }
+  return columns * kTileVectors <= kTileColumns ? &tile_product<kRows, 1>
+                                                : &tile_product<kRows, kTileVectors>;
 }
 
-// How the work is cut. Cuts are even: 13 rows are tiles of 6 and 7, not 12 and 1.
+// How the work is cut: row tiles into blocks that fit L2, columns into panels; a task is a block
+// times a panel, block after block, and each thread slot has one run of tasks. Cuts are even: 13
+// rows are tiles of 6 and 7.
 struct Plan {
-  int64_t tiles, panels, blocks, grain;
+  int64_t rows, padded_k, tiles, panels, blocks, slots;
 
-  Plan(const GemmOperands& p, int64_t num_threads) {
-    const int64_t padded_k = padded_depth(p.k) + kGemmDepthMultiple;
-    tiles = (p.m + kTileRows - 1) / kTileRows;
-    panels = (p.n + kTileColumns - 1) / kTileColumns;
-    const int64_t for_cache = (p.m * padded_k + kBlockBytes - 1) / kBlockBytes;
-    const int64_t for_balance = (kBlocksPerThread * num_threads + panels - 1) / (panels + 1);
+  Plan(const GemmOperands& p, int64_t num_threads)
+      : rows(p.m),
+        padded_k(padded_depth(p.k)),
+        tiles((p.m + kTileRows - 1) / kTileRows),
+        panels((p.n + kTileColumns - 1) / kTileColumns) {
+    const int64_t for_cache = (p.m * padded_k + kGemmBlockBytes - 1) / kGemmBlockBytes;
+    const int64_t for_balance = kBlocksPerThread * num_threads / (panels + 1);
     blocks = for_cache > for_balance ? for_cache : for_balance;
     blocks = blocks < tiles ? blocks : tiles;
     blocks = blocks > 0 ? blocks : 1;
-    const int64_t weights = kTileColumns * padded_k;
-    const int64_t products = p.m * weights / blocks;
-    const int64_t cycles = products / kProductsPerCycle + weights / kWeightBytesPerCycle;
-    grain = kTaskCycles / (cycles + 1) + 1;
+    const int64_t weights = panels * kTileColumns * (padded_k + 1);
+    const int64_t cycles = rows * weights / kProductsPerCycle + weights / kWeightBytesPerCycle;
+    const int64_t useful = cycles / kThreadCycles + 1;
+    slots = useful < num_threads ? useful : num_threads;
+    slots = slots < tasks() ? slots : tasks();
   }
+
+  int64_t tasks() const { return blocks * panels; }
+  int64_t block_tile(int64_t block) const { return block * tiles / blocks; }
+  int64_t tile_row(int64_t tile) const { return tiles > 0 ? tile * rows / tiles : 0; }
 };
 
-int64_t tile_begin(const GemmOperands& p, const Plan& plan, int64_t tile) {
-  return tile * p.m / plan.tiles;
-}
-
-struct PackedRows {
-  int32_t* start;  // (M,): see NOTE(vnni-compensation)
+// A block of activations as the inner loop reads it.
+struct PackedBlock {
+  int64_t first_row;
+  int32_t* start;  // where each row's accumulators start
   RowT* rows;      // row tile after row tile
 };
 
-PackedRows pack_rows(const GemmOperands& p, const Plan& plan, int8_t* scratch,
-                     const Threads& threads) {
-  const int64_t padded_k = padded_depth(p.k);
-  const PackedRows packed{reinterpret_cast<int32_t*>(scratch),
-                          reinterpret_cast<RowT*>(scratch + round_up(p.m * 4, 64))};
-  const int64_t grain = kPackGrainBytes / (kTileRows * (padded_k + 1)) + 1;
-  threads.parallel_for(plan.tiles, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      const int64_t first = tile_begin(p, plan, t);
-      const int64_t rows = tile_begin(p, plan, t + 1) - first;
-      pack_row_tile({p.a + first * p.a_stride_row, p.a_stride_row, rows, p.k},
-                    packed.rows + first * padded_k, packed.start + first);
-    }
-  });
+PackedBlock pack_block(const GemmOperands& p, const Plan& plan, int64_t block, int8_t* scratch) {
+  const int64_t first_row = plan.tile_row(plan.block_tile(block));
+  const int64_t block_rows = plan.tile_row(plan.block_tile(block + 1)) - first_row;
+  const PackedBlock packed{first_row, reinterpret_cast<int32_t*>(scratch),
+                           reinterpret_cast<RowT*>(scratch + round_up(block_rows * 4, 64))};
+  for (int64_t t = plan.block_tile(block); t < plan.block_tile(block + 1); ++t) {
+    const int64_t row = plan.tile_row(t);
+    pack_row_tile({p.a + row * p.a_stride_row, p.a_stride_row, plan.tile_row(t + 1) - row, p.k},
+                  packed.rows + (row - first_row) * plan.padded_k, packed.start + row - first_row);
+  }
   return packed;
 }
 
@@ -94,27 +101,67 @@ struct Tile {
   int64_t row, rows, column, columns;
 };
 
-// Calls epilogue(Tile) for every tile, from several threads.
-template <typename Epilogue>
-void for_each_tile(const GemmOperands& p, const Threads& threads, const Epilogue& epilogue) {
-  alignas(64) int8_t stack[kGemmStackBytes];
+// The lines that a tile's results go to are fetched while the tile is computed.
+template <typename T>
+void prefetch_output(const T* out, int64_t stride, const Tile& tile) {
+  const T* first = out + tile.row * stride + tile.column;
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    for (int64_t c = 0; c < tile.columns; c += kCacheLineBytes / static_cast<int64_t>(sizeof(T))) {
+      __builtin_prefetch(first + r * stride + c, 1);
+    }
+  }
+}
+
+void prefetch_share(const int8_t* panel, int64_t bytes, int64_t part, int64_t parts) {
+  const int8_t* end = panel + bytes * (part + 1) / parts;
+  for (const int8_t* p = panel + bytes * part / parts; p < end; p += kCacheLineBytes) {
+    __builtin_prefetch(p, 0, 2);
+  }
+}
+
+// One block times one panel.
+template <typename T, typename Epilogue>
+void run_task(const GemmOperands& p, const Plan& plan, const PackedBlock& packed, int64_t task,
+              const T* out, const Epilogue& epilogue) {
+  const int64_t block = task / plan.panels;
+  const int64_t column = task % plan.panels * kTileColumns;
+  const int64_t columns = p.n - column < kTileColumns ? p.n - column : kTileColumns;
+  const int64_t panel_bytes = kTileColumns * plan.padded_k;
+  const int8_t* panel = p.packed + column * plan.padded_k;
+  const int64_t first = plan.block_tile(block), last = plan.block_tile(block + 1);
+  const bool prefetches = last - first >= kTilesToPrefetchAcross && column + columns < p.n;
+  for (int64_t t = first; t < last; ++t) {
+    alignas(64) int32_t acc[kTileRows * kTileColumns];
+    const int64_t row = plan.tile_row(t);
+    const Tile tile{acc, row, plan.tile_row(t + 1) - row, column, columns};
+    prefetch_output(out, p.n, tile);
+    if (prefetches) prefetch_share(panel + panel_bytes, panel_bytes, t - first, last - first);
+    const int64_t packed_row = row - packed.first_row;
+    tile_product_for<kTileRows>(tile.rows, columns)(packed.rows + packed_row * plan.padded_k,
+                                                    packed.start + packed_row, panel, plan.padded_k,
+                                                    acc);
+    epilogue(tile);
+  }
+}
+
+// Calls epilogue(Tile) for every tile of the (M, N) result `out`, from several threads.
+template <typename T, typename Epilogue>
+void for_each_tile(const GemmOperands& p, const T* out, const Threads& threads,
+                   const Epilogue& epilogue) {
   const Plan plan(p, threads.num_threads);
-  const int64_t padded_k = padded_depth(p.k);
-  const bool fits_stack = gemm_workspace_bytes(p.m, p.k) == 0;
-  const PackedRows packed = pack_rows(p, plan, fits_stack ? stack : p.workspace, threads);
-  threads.parallel_for(plan.blocks * plan.panels, plan.grain, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t block = task / plan.panels;
-      const int64_t column = task % plan.panels * kTileColumns;
-      const int64_t columns = p.n - column < kTileColumns ? p.n - column : kTileColumns;
-      const int64_t last = (block + 1) * plan.tiles / plan.blocks;
-      for (int64_t t = block * plan.tiles / plan.blocks; t < last; ++t) {
-        const int64_t row = tile_begin(p, plan, t);
-        const int64_t rows = tile_begin(p, plan, t + 1) - row;
-        alignas(64) int32_t acc[kTileRows * kTileColumns];
-        tile_product_for<kTileRows>(rows)(packed.rows + row * padded_k, packed.start + row,
-                                          p.packed + column * padded_k, padded_k, acc);
-        epilogue(Tile{acc, row, rows, column, columns});
+  const int64_t scratch_bytes = gemm_scratch_bytes(p.m, p.k);
+  threads.parallel_for(plan.slots, 1, [&](int64_t begin, int64_t end) {
+    alignas(64) int8_t stack[kGemmStackBytes];
+    for (int64_t slot = begin; slot < end; ++slot) {
+      int8_t* scratch =
+          scratch_bytes <= kGemmStackBytes ? stack : p.workspace + slot * scratch_bytes;
+      PackedBlock packed{};
+      const int64_t first = slot * plan.tasks() / plan.slots;
+      const int64_t last = (slot + 1) * plan.tasks() / plan.slots;
+      for (int64_t task = first; task < last; ++task) {
+        const bool enters_block = task == first || task % plan.panels == 0;
+        if (enters_block) packed = pack_block(p, plan, task / plan.panels, scratch);
+        run_task(p, plan, packed, task, out, epilogue);
       }
     }
   });
@@ -166,7 +213,7 @@ void for_each_value(const GemmScales& s, const Tile& tile, const Begin& begin_co
 template <typename T>
 Status gemm_dequantize_typed(const GemmDequantizeParams& p, const Threads& threads) {
   T* out = static_cast<T*>(p.out);
-  for_each_tile(p.operands, threads, [&](const Tile& tile) {
+  for_each_tile(p.operands, out, threads, [&](const Tile& tile) {
     const auto no_columns = [](int64_t, int64_t) { return 0; };
     const auto store_value = [&](int64_t row, int64_t column, int64_t n, F32 value, int) {
       if (p.residual != nullptr) {
@@ -222,7 +269,7 @@ Status pack_gemm_weight(const PackGemmWeightParams& p, const Threads& threads) {
 Status gemm(const GemmParams& p, const Threads& threads) {
   const Status depth = check_depth(p.operands, nullptr);
   if (!depth.is_ok()) return depth;
-  for_each_tile(p.operands, threads, [&](const Tile& tile) {
+  for_each_tile(p.operands, p.acc, threads, [&](const Tile& tile) {
     for (int64_t r = 0; r < tile.rows; ++r) {
       int32_t* out = p.acc + (tile.row + r) * p.operands.n + tile.column;
       for (int64_t c = 0; c < tile.columns; c += kLanes) {
@@ -245,7 +292,7 @@ Status gemm_dequantize(const GemmDequantizeParams& p, const Threads& threads) {
 Status gemm_requantize(const GemmRequantizeParams& p, const Threads& threads) {
   const Status depth = check_depth(p.operands, p.scales.acc_offset);
   if (!depth.is_ok()) return depth;
-  for_each_tile(p.operands, threads, [&](const Tile& tile) {
+  for_each_tile(p.operands, p.q, threads, [&](const Tile& tile) {
     const auto grid_of = [&](int64_t column, int64_t n) {
       // A tail's unused lanes divide by 0 and are not stored.
       OutputGrid grid{set1(1.0f) / load_some(p.out_scale + column, n), set1(0.0f)};
