@@ -1,5 +1,5 @@
 """The microbenchmark cases, one module per group; each has cases(preset) -> Iterator[BenchCase]."""
 
-from bench.ops import hadamard, norm, quantize
+from bench.ops import gemm, hadamard, norm, quantize
 
-MODULES = [hadamard, norm, quantize]
+MODULES = [gemm, hadamard, norm, quantize]

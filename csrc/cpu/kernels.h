@@ -4,6 +4,7 @@
 #pragma once
 
 #include "mambaquant/conv1d.h"
+#include "mambaquant/gemm.h"
 #include "mambaquant/hadamard.h"
 #include "mambaquant/norm.h"
 #include "mambaquant/quantize.h"
@@ -17,7 +18,11 @@
   X(hadamard_transform, HadamardParams)                 \
   X(hadamard_quantize, HadamardParams)                  \
   X(causal_conv1d_quantize, CausalConv1dQuantizeParams) \
-  X(selective_scan, SelectiveScanParams)
+  X(selective_scan, SelectiveScanParams)                \
+  X(pack_gemm_weight, PackGemmWeightParams)             \
+  X(gemm, GemmParams)                                   \
+  X(gemm_dequantize, GemmDequantizeParams)              \
+  X(gemm_requantize, GemmRequantizeParams)
 
 namespace mambaquant::cpu {
 

@@ -9,6 +9,7 @@ from mambaquant_ext.ops.hadamard import (
 )
 from mambaquant_ext.ops.norm import layernorm_quantize, rmsnorm_quantize
 from mambaquant_ext.ops.conv1d import causal_conv1d_quantize, causal_conv1d_update_quantize
+from mambaquant_ext.ops.gemm import gemm, gemm_dequantize, gemm_requantize, pack_gemm_weight
 from mambaquant_ext.ops.quantize import dequantize, quantize, quantize_dynamic
 from mambaquant_ext.ops.selective_scan import selective_scan, selective_scan_update
 
@@ -16,10 +17,14 @@ __all__ = [
     "causal_conv1d_quantize",
     "causal_conv1d_update_quantize",
     "dequantize",
+    "gemm",
+    "gemm_dequantize",
+    "gemm_requantize",
     "hadamard_matrix",
     "hadamard_quantize",
     "hadamard_transform",
     "layernorm_quantize",
+    "pack_gemm_weight",
     "quantize",
     "quantize_dynamic",
     "rmsnorm_quantize",
