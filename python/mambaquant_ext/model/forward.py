@@ -4,7 +4,6 @@ emulated mode rounds. Plain torch, any floating dtype.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -180,6 +179,3 @@ def language_model_forward(
     return F.linear(normed, weights.lm_head)
 
 
-def bits_per_byte(nll: float, tokens: int, size_bytes: int) -> float:
-    """Mean negative log-likelihood per token (nats), as bits per byte of text."""
-    return nll * tokens / math.log(2) / size_bytes
