@@ -29,6 +29,11 @@ def _check_torch_version() -> None:
         )
 
 
+def build_info() -> dict[str, str | bool]:
+    """What the extension was built with: torch, compiler, whether CUDA kernels are in it."""
+    return {"built_with_torch": _C.torch_version, "compiler": _C.compiler, "cuda": _C.has_cuda}
+
+
 def built_isas() -> list[str]:
     """Instruction sets that this build has kernels for, slowest first."""
     return list(_C.built_isas())
