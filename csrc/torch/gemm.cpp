@@ -61,7 +61,7 @@ Operands make_operands(OpName op, const Tensor& a, const Tensor& packed, int64_t
   p.a_stride_row = a.stride(0);
   p.a = a.const_data_ptr<int8_t>();
   p.packed = packed.const_data_ptr<int8_t>();
-  if (const int64_t size = gemm_workspace_bytes(p.m, p.k); size > 0) {
+  if (const int64_t size = gemm_workspace_bytes(p.m, p.k, at::get_num_threads()); size > 0) {
     operands.workspace = at::empty({size}, a.options());
     p.workspace = operands.workspace.data_ptr<int8_t>();
   }

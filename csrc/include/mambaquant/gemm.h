@@ -21,7 +21,9 @@ inline constexpr int64_t kGemmDepthMultiple = 4;
 // kMaxKWithOffset < 2^31.
 inline constexpr int64_t kMaxKWithOffset = kMaxK / 2;
 
-// Activations that take no more than this are repacked on the stack, without a workspace.
+// Repacked activations that a thread holds at a time (half of a 2 MB L2), and what it takes from
+// the stack without asking for a workspace.
+inline constexpr int64_t kGemmBlockBytes = 1024 * 1024;
 inline constexpr int64_t kGemmStackBytes = 16384;
 
 struct PackGemmWeightParams {
@@ -36,7 +38,7 @@ struct GemmOperands {
   int64_t a_stride_row = 0;        // elements; the last dim is contiguous
   const int8_t* a = nullptr;       // (M, K), in [-128, 127]
   const int8_t* packed = nullptr;  // from pack_gemm_weight on the same ISA
-  int8_t* workspace = nullptr;     // (gemm_workspace_bytes(m, k),), aligned to 64 bytes
+  int8_t* workspace = nullptr;     // (gemm_workspace_bytes(m, k, num_threads),)
 };
 
 struct GemmScales {
@@ -78,12 +80,17 @@ constexpr int64_t packed_gemm_weight_bytes(int64_t n, int64_t k) {
   return round_up(n, kGemmColumnMultiple) * round_up(k, kGemmDepthMultiple);
 }
 
-// Repacked activations, as int16 at most, behind one int32 a row; 0 where they fit the stack.
+// Each thread repacks a block of rows at a time: kGemmBlockBytes of them, give or take two tiles,
+// as int16 at most, behind one int32 a row. 0 where that fits the stack.
 constexpr int64_t gemm_scratch_bytes(int64_t m, int64_t k) {
-  return round_up(m * 4, 64) + m * round_up(k, kGemmDepthMultiple) * 2;
+  const int64_t row_bytes = round_up(k, kGemmDepthMultiple) * 2;
+  const int64_t limit = kGemmBlockBytes * 2 / (row_bytes + 1) + 24;
+  const int64_t rows = m < limit ? m : limit;
+  return round_up(rows * 4, 64) + round_up(rows * row_bytes, 64);
 }
-constexpr int64_t gemm_workspace_bytes(int64_t m, int64_t k) {
-  return gemm_scratch_bytes(m, k) <= kGemmStackBytes ? 0 : gemm_scratch_bytes(m, k);
+constexpr int64_t gemm_workspace_bytes(int64_t m, int64_t k, int64_t num_threads) {
+  const int64_t scratch = gemm_scratch_bytes(m, k);
+  return scratch <= kGemmStackBytes ? 0 : scratch * num_threads;
 }
 
 namespace cpu {
