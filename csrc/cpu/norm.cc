@@ -166,10 +166,18 @@ void process_row(const NormQuantizeParams& p, const Row& row, int64_t token) {
   }
   const F32 inv_scale = set1(1.0f / (p.scale == nullptr ? p.scale_out[token] : p.scale[0]));
   int8_t* q = p.q + token * p.dim;
-  for_each_vector(0, p.dim, [&](int64_t c, auto n, auto) {
-    const F32 y = affine.template apply<kSubtractMean>(load_some(stored + c, n), c, n);
-    store_some(q + c, quantize_symmetric(y, inv_scale), n);
-  });
+  const auto y = [&](int64_t c, auto n) {
+    return affine.template apply<kSubtractMean>(load_some(stored + c, n), c, n);
+  };
+  int64_t c = 0;
+  for (; c + 4 * kLanes <= p.dim; c += 4 * kLanes) {
+    store4_symmetric(q + c, y(c, All{}), y(c + kLanes, All{}), y(c + 2 * kLanes, All{}),
+                     y(c + 3 * kLanes, All{}), inv_scale);
+  }
+  for (; c < p.dim; c += kLanes) {
+    const int64_t n = p.dim - c < kLanes ? p.dim - c : kLanes;
+    store_symmetric(q + c, y(c, First{n}), inv_scale, n);
+  }
 }
 
 // `make_row` is called as Row(token).
