@@ -1,20 +1,20 @@
-// hadamard_transform, hadamard_quantize. A row is transformed in a float32 scratch row by four passes:
+// hadamard_transform, hadamard_quantize. A row is transformed in a float32 scratch row by passes:
 //   lanes     load and convert x; stages of stride 1 .. kLanes / 2 inside each vector, then up to
 //             kMaxRadixLog more among the 2^r neighbouring vectors held in registers
 //   vertical  stages of larger stride, up to kMaxRadixLog at a time
-//   base      H_m across the m blocks, vectors along a block. Four blocks at a time are expanded into
-//             their signed sums, and each output block adds one sum of every group: m / 4 + 2.5
+//   base      H_m across the m blocks, vectors along a block. Four blocks at a time are expanded
+//             into their signed sums, and each output block adds one sum of every group: m / 4 + 2.5
 //             additions an element instead of m - 1
-//   finish    max|y| where the scale is dynamic; 1 / sqrt(dim) and the scale as one factor; the store
+//   finish    max|y| where the scale is dynamic; 1 / sqrt(dim) and scale as one factor; the store
 // Nothing but x is read from memory and nothing but the result is written.
 //
 // Bound: float32 to int8 moves 5 bytes an element. Instructions per vector, on two ports: lanes 4
-// shuffles and 4 fma, one addition for each further stage, m / 4 + 2.5 for the base, 5 to quantize. With
-// 16 lanes that is 20 for dim 2048 and 24 for 5120: 10 and 12 cycles, measured 4.3 and 4.9 ns, for 80
-// bytes. Rows in cache are therefore bound by arithmetic, rows in memory by bytes.
+// shuffles and 4 fma, one addition for each further stage, m / 4 + 2.5 for the base, 5 to quantize.
+// With 16 lanes that is 20 for dim 2048 and 24 for 5120: 10 and 12 cycles, measured 4.3 and 4.9 ns,
+// for 80 bytes. Rows in cache are therefore bound by arithmetic, rows in memory by bytes.
 //
-// The scratch row is on the stack (a compile-time bound of 128 KiB, of which dim floats are touched): no
-// workspace to size and pass for something that never leaves L1 or L2.
+// The scratch row is on the stack (a compile-time bound of 128 KiB, of which dim floats are touched):
+// no workspace to size and pass for something that never leaves L1 or L2.
 #include "mambaquant/hadamard.h"
 
 #include "cpu/kernels.h"

@@ -1,12 +1,12 @@
-// norm_quantize. A row is read from memory once; the later passes over it (variance, max|y|, rounding)
-// find it in L1 or L2. With a residual they read residual_out, so that what is normalised is what was
-// stored. Vectors run along a row; four accumulators over blocks of kSumBlock columns, always the same
-// ones for the same column, make the order of a sum a function of dim alone and keep its error small in
-// long rows.
+// norm_quantize. A row is read from memory once; the later passes over it (variance, max|y|,
+// rounding) find it in L1 or L2. With a residual they read residual_out, so that what is
+// normalised is what was stored. Vectors run along a row; four accumulators over blocks of
+// kSumBlock columns, always the same ones for the same column, make the order of a sum a function
+// of dim alone and keep its error small in long rows.
 //
 // Bound: bytes. float32 moves 5 bytes an element (13 with a residual) and computes, per vector, 1
-// instruction in the first pass, 7 in the rounding pass and 4 more where the scale is dynamic. The
-// rounding pass prefetches the next row: 15 to 20 % less time at 1024 rows of 1536 and 2048.
+// instruction in the first pass, 7 in the rounding pass and 4 more where the scale is dynamic.
+// The rounding pass prefetches the next row: 15 to 20 % less time at 1024 rows of 1536 and 2048.
 #include "mambaquant/norm.h"
 
 #include "cpu/kernels.h"
