@@ -45,16 +45,15 @@ void force_isa(const std::string& name) {
 
 // The base matrix H_m of the transform of size n, as rows of +-1.
 std::vector<std::vector<int>> hadamard_base(int64_t n) {
-  const mambaquant::binding::HadamardBase* base = mambaquant::binding::find_hadamard_base(n);
+  const mambaquant::HadamardBase* base = mambaquant::binding::find_hadamard_base(n);
   if (base == nullptr) {
     throw std::invalid_argument("hadamard: expected n of " +
                                 mambaquant::binding::unsupported_hadamard_size(n));
   }
   std::vector<std::vector<int>> matrix;
-  const std::size_t order = static_cast<std::size_t>(base->order);
-  for (std::size_t r = 0; r < order; ++r) {
+  for (int64_t r = 0; r < base->order; ++r) {
     std::vector<int>& row = matrix.emplace_back();
-    for (std::size_t c = 0; c < order; ++c) row.push_back((base->rows[r] >> c) & 1u ? -1 : 1);
+    for (int64_t c = 0; c < base->order; ++c) row.push_back((base->inverse[r] >> c) & 1u ? -1 : 1);
   }
   return matrix;
 }
