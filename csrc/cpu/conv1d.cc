@@ -1,15 +1,15 @@
 // causal_conv1d_quantize. q = quantize(SiLU(conv(x) * scale + bias)), one channel per lane.
 //
-// A task is 64 tokens by 64 channels (one cache line of each token's row). Within it a vector of channels
-// walks down the tokens with the last width - 1 inputs in registers, so that each input is converted once;
-// the tile's other vectors then find the same 64 lines in L1. Tasks meet only in reading the width - 1 tokens
-// before them, so that a split changes no bit.
+// A task is 64 tokens by 64 channels (one cache line of each token's row). Within it a vector of
+// channels walks down the tokens with the last width - 1 inputs in registers, so that each input is
+// converted once; the tile's other vectors then find the same 64 lines in L1. Tasks meet only in
+// reading the width - 1 tokens before them, so that a split changes no bit.
 //
-// NOTE(exact-fma): the inputs and taps are integers of magnitude <= 128 and the sum of four products is below
-// 2^17, so that float32 fma computes the integer sum without rounding.
+// NOTE(exact-fma): the inputs and taps are integers of magnitude <= 128 and the sum of four
+// products is below 2^17, so that float32 fma computes the integer sum without rounding.
 //
-// Bound: arithmetic. An element moves 2 bytes, but its SiLU costs an exp (about 17 instructions) and a division,
-// with convolution, scaling and rounding about 40 instructions per vector.
+// Bound: arithmetic. An element moves 2 bytes, but its SiLU costs an exp (about 17 instructions)
+// and a division, with convolution, scaling and rounding about 40 instructions per vector.
 #include "mambaquant/conv1d.h"
 
 #include <cstring>
@@ -72,7 +72,8 @@ void convolve(const CausalConv1dQuantizeParams& p, const Sequence& s, int64_t c,
   F32 weight[kWidth];
   for (int j = 0; j < kWidth; ++j) weight[j] = load_up_to(p.weight + j * p.dim + c, n);
   F32 window[kWidth];  // inputs, oldest first
-  for (int j = 0; j + 1 < kWidth; ++j) window[j + 1] = load_token(p, s, begin - kWidth + 1 + j, c, n);
+  for (int j = 0; j + 1 < kWidth; ++j)
+    window[j + 1] = load_token(p, s, begin - kWidth + 1 + j, c, n);
   const F32 scale = load(p.x_scale + c, n) * load(p.weight_scale + c, n);
   const F32 bias = p.bias == nullptr ? set1(0.0f) : load(p.bias + c, n);
   const F32 inv_out_scale = set1(1.0f) / load(p.out_scale + c, n);
@@ -95,8 +96,8 @@ void convolve(const CausalConv1dQuantizeParams& p, const Sequence& s, int64_t c,
   }
 }
 
-// The last width - 1 rows of state and sequence together. Rows go up in order, so that the update may write
-// over the state that it reads.
+// The last width - 1 rows of state and sequence together. Rows go up in order, so that the update
+// may write over the state that it reads.
 void store_final_state(const CausalConv1dQuantizeParams& p, const Sequence& s, int64_t c,
                        int64_t channels) {
   for (int64_t i = 0; i < p.width - 1; ++i) {

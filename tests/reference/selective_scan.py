@@ -1,5 +1,6 @@
-"""What selective_scan computes, in float64 with a loop over time; the rounding of the quantized read-out is in
-float32. `precision=torch.float32` makes it the plain torch program that the kernel's error is held against."""
+"""What selective_scan computes, in float64 with a loop over time; the rounding of the quantized
+read-out is in float32. `precision=torch.float32` makes it the plain torch program that the
+kernel's error is held against."""
 
 import torch
 
@@ -12,13 +13,19 @@ def hadamard(n):
     return matrix
 
 
+def rotated(h, norm=True):
+    """h H / sqrt(dstate), or h H, of a state (batch, dstate, dim)."""
+    dstate = h.shape[1]
+    sums = torch.einsum("bnd,nm->bmd", h, hadamard(dstate).to(h.dtype))
+    return sums / dstate**0.5 if norm else sums
+
+
 def quantized_state(h, readout_scale, rotate_state):
     """qh of a state h (batch, dstate, dim)."""
     inv_scale = 1.0 / readout_scale
     if rotate_state:
-        dstate = h.shape[1]
-        h = torch.einsum("bnd,nm->bmd", h, hadamard(dstate).to(h.dtype))
-        inv_scale = inv_scale * (1.0 / torch.tensor(float(dstate)).sqrt())
+        inv_scale = inv_scale * (1.0 / torch.tensor(float(h.shape[1])).sqrt())
+        h = rotated(h, norm=False)
     return torch.round(h.float() * inv_scale).clamp(-127, 127)
 
 
