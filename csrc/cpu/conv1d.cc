@@ -80,14 +80,17 @@ void convolve(const CausalConv1dQuantizeParams& p, const Sequence& s, int64_t c,
   const bool is_symmetric = p.out_zero_point == nullptr;
   const F32 zero_point = is_symmetric ? set1(0.0f) : to_f32(load_i32(p.out_zero_point + c, n));
   const F32 qmin = set1(static_cast<float>(is_symmetric ? kQMinSymmetric : kQMinAsymmetric));
-  for (int64_t t = begin; t < end; ++t) {
+  const int8_t* x = s.x + begin * s.x_stride + c;
+  int8_t* out = s.q + begin * s.q_stride + c;
+  const int64_t x_stride = s.x_stride, q_stride = s.q_stride;
+  for (int64_t t = begin; t < end; ++t, x += x_stride, out += q_stride) {
+    prefetch(x + kTileChannels);
     for (int j = 0; j + 1 < kWidth; ++j) window[j] = window[j + 1];
-    window[kWidth - 1] = load_up_to(s.x + t * s.x_stride + c, n);
+    window[kWidth - 1] = load_up_to(x, n);
     F32 acc = weight[0] * window[0];
     for (int j = 1; j < kWidth; ++j) acc = fma(weight[j], window[j], acc);  // NOTE(exact-fma)
     const F32 y = silu(acc * scale + bias);
-    const F32 q = max(quantize_asymmetric(y, inv_out_scale, zero_point), qmin);
-    int8_t* out = s.q + t * s.q_stride + c;
+    const F32 q = quantize_clamped(y, inv_out_scale, zero_point, qmin);
     if (n == kLanes) {
       store(out, q);
     } else {

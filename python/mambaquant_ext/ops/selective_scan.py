@@ -42,9 +42,9 @@ def selective_scan(
         y = y * z * sigmoid(gate_scale[e] * z)                   S-SiLU, paper's smooth-fused gate
 
     with qh[n] = clamp(rne(hr[n] / readout_scale[e]), -127, 127), where hr is h, or with
-    rotate_state h H / sqrt(dstate), H the Sylvester Hadamard matrix; C must then have been rotated likewise. The
-    rounding factor is computed as (1 / readout_scale[e]) * (1 / sqrt(dstate)) in float32 and meets
-    the unnormalised sums h H. The state itself is never quantized.
+    rotate_state h H / sqrt(dstate), H the Sylvester Hadamard matrix; C must then have been rotated
+    likewise. The rounding factor is computed as (1 / readout_scale[e]) * (1 / sqrt(dstate)) in
+    float32 and meets the unnormalised sums h H. The state itself is never quantized.
 
     Scanned in sequence (chunk_size >= seqlen), the result of a channel depends on nothing but its
     own inputs, and a sequence split anywhere, its state handed on, gives the bits of the whole.
