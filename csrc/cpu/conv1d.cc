@@ -8,8 +8,10 @@
 // NOTE(exact-fma): the inputs and taps are integers of magnitude <= 128 and the sum of four
 // products is below 2^17, so that float32 fma computes the integer sum without rounding.
 //
-// Bound: arithmetic. An element moves 2 bytes, but its SiLU costs an exp (about 17 instructions)
-// and a division, with convolution, scaling and rounding about 40 instructions per vector.
+// Bound: arithmetic. An element moves 2 bytes, but a vector of them takes 33 instructions, of which
+// SiLU has 11 and a division that by itself occupies its unit for 16 cycles. Measured
+// (AVX-512, 2.95 GHz): 22 cycles per vector with its operands in L1, 25 in the 130m layer (512
+// tokens).
 #include "mambaquant/conv1d.h"
 
 #include <cstring>

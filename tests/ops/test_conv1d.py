@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from cases import inputs
-from cases.conv1d import CASES, ConvCase
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cases import inputs
+from cases.conv1d import CASES, ConvCase
+from mambaquant_ext import ops
 from reference import conv1d as reference
 from tolerances import assert_equal, assert_int8_close
-
-from mambaquant_ext import ops
 
 
 def seeded(seed):
