@@ -39,6 +39,16 @@ def test_the_integer_sum_is_exact(isa, generator):
     assert_equal(q[0, -1].int(), target.int())
 
 
+@pytest.mark.parametrize(("asymmetric", "qmin"), [(False, -127), (True, -128)])
+def test_saturates_at_the_ends_of_the_grid(asymmetric, qmin, isa, generator):
+    """SiLU goes down to -0.278, which is far below the grid of an out_scale of 0.0005."""
+    arguments = ConvCase("", seqlen=40, asymmetric=asymmetric).make(generator)
+    arguments["out_scale"] = torch.full((33,), 0.0005)
+    q, _ = ops.causal_conv1d_quantize(**arguments)
+    assert (int(q.min()), int(q.max())) == (qmin, 127)
+    assert_int8_close(q, reference.causal_conv1d_quantize(**arguments)[0])
+
+
 @given(
     st.integers(1, 3), st.integers(1, 140), st.integers(1, 70), st.sampled_from([2, 3, 4]),
     st.booleans(), st.integers(0, 2**31), st.data(),
