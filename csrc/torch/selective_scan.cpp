@@ -43,7 +43,8 @@ void check_operand(OpName op, const Tensor& t, const Tensor& x, int64_t last, co
 }
 
 // An int8 operand needs its scale and a float one must not have it.
-void check_scale_presence(OpName op, const Tensor& t, const OptionalTensor& scale, const char* name) {
+void check_scale_presence(OpName op, const Tensor& t, const OptionalTensor& scale,
+                          const char* name) {
   const bool is_int8 = t.scalar_type() == at::kChar;
   TORCH_CHECK_VALUE(is_int8 == scale.has_value(), op.name, ": expected ", name, "_scale ",
                     is_int8 ? "with" : "None without", " an int8 ", name, ", got ",
@@ -70,7 +71,8 @@ void check_readout(OpName op, const ScanInputs& in, int64_t dstate) {
                       ": expected rotate_state False without readout_scale, got True");
     return;
   }
-  check_parameter(op, *in.readout_scale, at::kFloat, {in.x.size(-1)}, in.x, "readout_scale", "(dim,)");
+  check_parameter(op, *in.readout_scale, at::kFloat, {in.x.size(-1)}, in.x, "readout_scale",
+                  "(dim,)");
   TORCH_CHECK_TYPE(in.C.scalar_type() == at::kChar, op.name,
                    ": expected C of dtype int8 with readout_scale, got ", in.C.scalar_type());
   TORCH_CHECK_VALUE(!in.rotate_state || (dstate & (dstate - 1)) == 0, op.name,
@@ -156,19 +158,20 @@ SelectiveScanParams make_params(OpName op, const ScanInputs& in, Tensor& y) {
 std::tuple<Tensor, Tensor> selective_scan(
     const Tensor& x, const Tensor& x_scale, const OptionalTensor& x_zero_point, const Tensor& dt,
     const OptionalTensor& dt_bias, const Tensor& A, const Tensor& B, const OptionalTensor& B_scale,
-    const Tensor& C, const OptionalTensor& C_scale, const OptionalTensor& D, const OptionalTensor& z,
-    const OptionalTensor& z_scale, const OptionalTensor& gate_scale,
+    const Tensor& C, const OptionalTensor& C_scale, const OptionalTensor& D,
+    const OptionalTensor& z, const OptionalTensor& z_scale, const OptionalTensor& gate_scale,
     const OptionalTensor& readout_scale, bool rotate_state, const OptionalTensor& initial_state,
     bool reverse, int64_t chunk_size, at::ScalarType dtype) {
   constexpr OpName op{"selective_scan"};
-  const ScanInputs in{x, x_scale, x_zero_point, dt,      dt_bias,    A,             B,           B_scale,
-                      C, C_scale, D,            z, z_scale, gate_scale, readout_scale, rotate_state};
+  const ScanInputs in{
+      x, x_scale, x_zero_point, dt,         dt_bias,       A,           B, B_scale, C, C_scale,
+      D, z,       z_scale,      gate_scale, readout_scale, rotate_state};
   check_inputs(op, in, 3);
   const int64_t state_shape[] = {x.size(0), A.size(0), x.size(2)};
   check_parameter(op, initial_state, at::kFloat, state_shape, x, "initial_state",
                   "(batch, dstate, dim)");
-  TORCH_CHECK_VALUE(chunk_size >= 0, op.name,
-                    ": expected chunk_size 0 (automatic) or more, got ", chunk_size);
+  TORCH_CHECK_VALUE(chunk_size >= 0, op.name, ": expected chunk_size 0 (automatic) or more, got ",
+                    chunk_size);
   float_dtype(op, dtype, "dtype");
   Tensor y = at::empty(x.sizes(), x.options().dtype(dtype));
   Tensor final_state = at::empty(state_shape, x.options().dtype(at::kFloat));
@@ -186,16 +189,18 @@ std::tuple<Tensor, Tensor> selective_scan(
   return {y, final_state};
 }
 
-Tensor selective_scan_update(
-    const Tensor& ssm_state, const Tensor& x, const Tensor& x_scale,
-    const OptionalTensor& x_zero_point, const Tensor& dt, const OptionalTensor& dt_bias,
-    const Tensor& A, const Tensor& B, const OptionalTensor& B_scale, const Tensor& C,
-    const OptionalTensor& C_scale, const OptionalTensor& D, const OptionalTensor& z,
-    const OptionalTensor& z_scale, const OptionalTensor& gate_scale,
-    const OptionalTensor& readout_scale, bool rotate_state, at::ScalarType dtype) {
+Tensor selective_scan_update(const Tensor& ssm_state, const Tensor& x, const Tensor& x_scale,
+                             const OptionalTensor& x_zero_point, const Tensor& dt,
+                             const OptionalTensor& dt_bias, const Tensor& A, const Tensor& B,
+                             const OptionalTensor& B_scale, const Tensor& C,
+                             const OptionalTensor& C_scale, const OptionalTensor& D,
+                             const OptionalTensor& z, const OptionalTensor& z_scale,
+                             const OptionalTensor& gate_scale, const OptionalTensor& readout_scale,
+                             bool rotate_state, at::ScalarType dtype) {
   constexpr OpName op{"selective_scan_update"};
-  const ScanInputs in{x, x_scale, x_zero_point, dt,      dt_bias,    A,             B,           B_scale,
-                      C, C_scale, D,            z, z_scale, gate_scale, readout_scale, rotate_state};
+  const ScanInputs in{
+      x, x_scale, x_zero_point, dt,         dt_bias,       A,           B, B_scale, C, C_scale,
+      D, z,       z_scale,      gate_scale, readout_scale, rotate_state};
   check_inputs(op, in, 2);
   check_parameter(op, ssm_state, at::kFloat, {x.size(0), A.size(0), x.size(1)}, x, "ssm_state",
                   "(batch, dstate, dim)");

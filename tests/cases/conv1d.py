@@ -57,7 +57,9 @@ def _table():
     # Around the width, one token, and around the tile of 64 tokens.
     for seqlen in (0, 1, 2, 3, 4, 63, 64, 65, 130):
         yield ConvCase(f"seqlen{seqlen}", seqlen=seqlen, state=True)
-        yield ConvCase(f"seqlen{seqlen}-reverse", seqlen=seqlen, state=seqlen % 2 == 0, reverse=True)
+        yield ConvCase(
+            f"seqlen{seqlen}-reverse", seqlen=seqlen, state=seqlen % 2 == 0, reverse=True
+        )
     for width in (2, 3, 4):
         yield ConvCase(f"width{width}", width=width, bias=False)
         yield ConvCase(f"width{width}-state", width=width, state=True, asymmetric=False)

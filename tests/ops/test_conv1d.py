@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from cases import inputs
-from cases.conv1d import CASES, ConvCase
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cases import inputs
+from cases.conv1d import CASES, ConvCase
+from mambaquant_ext import ops
 from reference import conv1d as reference
 from tolerances import assert_equal, assert_int8_close
-
-from mambaquant_ext import ops
 
 
 def seeded(seed):
@@ -27,7 +27,8 @@ def test_equals_reference(case, isa, generator):
 
 
 def test_the_integer_sum_is_exact(isa, generator):
-    """The bias takes acc back to 100 + channel % 20, where SiLU is the identity: every unit of acc shows."""
+    """The bias takes acc back to 100 + channel % 20, where SiLU is the identity: every unit of acc
+    shows."""
     dim = 2000
     x, weight = inputs.int8((1, 4, dim), generator), inputs.int8((4, dim), generator)
     x[..., :16], weight[:, :16] = -127, 127
@@ -36,6 +37,16 @@ def test_the_integer_sum_is_exact(isa, generator):
     ones = torch.ones(dim)
     q, _ = ops.causal_conv1d_quantize(x, ones, weight, ones, (target - acc).float(), ones)
     assert_equal(q[0, -1].int(), target.int())
+
+
+@pytest.mark.parametrize(("asymmetric", "qmin"), [(False, -127), (True, -128)])
+def test_saturates_at_the_ends_of_the_grid(asymmetric, qmin, isa, generator):
+    """SiLU goes down to -0.278, which is far below the grid of an out_scale of 0.0005."""
+    arguments = ConvCase("", seqlen=40, asymmetric=asymmetric).make(generator)
+    arguments["out_scale"] = torch.full((33,), 0.0005)
+    q, _ = ops.causal_conv1d_quantize(**arguments)
+    assert (int(q.min()), int(q.max())) == (qmin, 127)
+    assert_int8_close(q, reference.causal_conv1d_quantize(**arguments)[0])
 
 
 @given(
@@ -109,7 +120,11 @@ BAD = [
     ({"x": GOOD["x"][0]}, ValueError, "expected x with 3 dimensions"),
     ({"x": GOOD["x"].transpose(1, 2)}, ValueError, "expected x with a contiguous last dimension"),
     ({"weight": GOOD["weight"][0]}, ValueError, "expected weight with 2 dimensions"),
-    ({"weight": GOOD["weight"][:1]}, NotImplementedError, "expected weight of width 2, 3 or 4, got 1"),
+    (
+        {"weight": GOOD["weight"][:1]},
+        NotImplementedError,
+        "expected weight of width 2, 3 or 4, got 1",
+    ),
     ({"weight": GOOD["weight"].repeat(2, 1)}, NotImplementedError, "width 2, 3 or 4, got 8"),
     ({"weight": GOOD["weight"][:, :5]}, ValueError, r"expected weight of shape \(width, dim\)"),
     ({"weight": GOOD["weight"].float()}, TypeError, "expected weight of dtype"),
@@ -119,7 +134,11 @@ BAD = [
     ({"bias": torch.ones(6).double()}, TypeError, "expected bias of dtype"),
     ({"out_scale": torch.ones(5)}, ValueError, "expected out_scale of shape"),
     ({"out_zero_point": torch.ones(6)}, TypeError, "expected out_zero_point of dtype"),
-    ({"initial_state": torch.zeros(2, 4, 6, dtype=torch.int8)}, ValueError, "expected initial_state of"),
+    (
+        {"initial_state": torch.zeros(2, 4, 6, dtype=torch.int8)},
+        ValueError,
+        "expected initial_state of",
+    ),
 ]
 
 
@@ -146,7 +165,16 @@ def test_bad_arguments_of_the_update_are_named(generator):
         ops.causal_conv1d_update_quantize(**{**good, "conv_state": good["conv_state"].float()})
 
 
-UPDATE_ORDER = ["x", "conv_state", "x_scale", "weight", "weight_scale", "bias", "out_scale", "out_zero_point"]
+UPDATE_ORDER = [
+    "x",
+    "conv_state",
+    "x_scale",
+    "weight",
+    "weight_scale",
+    "bias",
+    "out_scale",
+    "out_zero_point",
+]
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -155,12 +183,15 @@ def test_opcheck(reverse, generator):
     torch.library.opcheck(torch.ops.mambaquant.causal_conv1d_quantize, tuple(arguments.values()))
     update = update_arguments(generator)
     torch.library.opcheck(
-        torch.ops.mambaquant.causal_conv1d_update_quantize, tuple(update[name] for name in UPDATE_ORDER)
+        torch.ops.mambaquant.causal_conv1d_update_quantize,
+        tuple(update[name] for name in UPDATE_ORDER),
     )
 
 
 def test_traces_in_one_graph(generator):
     arguments = ConvCase("", dim=6, state=True).make(generator)
     traced = torch.compile(ops.causal_conv1d_quantize, fullgraph=True, backend="aot_eager")
-    for actual, expected in zip(traced(**arguments), ops.causal_conv1d_quantize(**arguments), strict=True):
+    for actual, expected in zip(
+        traced(**arguments), ops.causal_conv1d_quantize(**arguments), strict=True
+    ):
         assert_equal(actual, expected)

@@ -13,9 +13,13 @@ inline F32 quantize_symmetric(F32 x, F32 inv_scale) {
   const F32 limit = set1(static_cast<float>(kQMax));
   return max(min(round_even(x * inv_scale), limit), set1(static_cast<float>(kQMinSymmetric)));
 }
-inline F32 quantize_asymmetric(F32 x, F32 inv_scale, F32 zero_point) {
+// With the qmin of the caller, for code that serves both kinds.
+inline F32 quantize_clamped(F32 x, F32 inv_scale, F32 zero_point, F32 qmin) {
   const F32 q = round_even(x * inv_scale) + zero_point;
-  return max(min(q, set1(static_cast<float>(kQMax))), set1(static_cast<float>(kQMinAsymmetric)));
+  return max(min(q, set1(static_cast<float>(kQMax))), qmin);
+}
+inline F32 quantize_asymmetric(F32 x, F32 inv_scale, F32 zero_point) {
+  return quantize_clamped(x, inv_scale, zero_point, set1(static_cast<float>(kQMinAsymmetric)));
 }
 
 // q of one vector, or of four neighbouring ones, stored. The store rounds; the bounds are integers,
