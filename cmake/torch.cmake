@@ -1,6 +1,6 @@
-# Finds Python, pybind11 and the torch that is installed, and makes mbq_torch: torch's headers and libraries
+# Finds Python and the torch that is installed, and makes mbq_torch: torch's headers and libraries
 # without its global flags. Headers count as system headers, so that our warnings stay ours.
-find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
+find_package(Python 3.10 REQUIRED COMPONENTS Interpreter)
 
 function(mbq_python_output variable code hint)
   execute_process(COMMAND "${Python_EXECUTABLE}" -c "${code}" OUTPUT_VARIABLE output
@@ -13,14 +13,10 @@ endfunction()
 
 mbq_python_output(MBQ_TORCH_PREFIX "import torch; print(torch.utils.cmake_prefix_path)"
   "mambaquant_ext builds against the installed torch and found none for ${Python_EXECUTABLE}: install it first (pip install torch), then pip install --no-build-isolation .")
-mbq_python_output(MBQ_PYBIND11_PREFIX "import pybind11; print(pybind11.get_cmake_dir())"
-  "mambaquant_ext needs pybind11 to build: pip install pybind11, then pip install --no-build-isolation .")
 mbq_python_output(Torch_VERSION "import torch; print(torch.__version__)" "cannot read torch.__version__")
 if(Torch_VERSION VERSION_LESS 2.10)
   message(FATAL_ERROR "mambaquant_ext: expected torch 2.10 or newer, got ${Torch_VERSION}: pip install --upgrade torch")
 endif()
-
-find_package(pybind11 REQUIRED CONFIG PATHS "${MBQ_PYBIND11_PREFIX}" NO_DEFAULT_PATH)
 
 # The paths directly, not find_package(Torch): that one asks for a CUDA toolkit whenever torch was built with
 # CUDA, and the CPU backend has no use for it.

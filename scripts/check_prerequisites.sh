@@ -8,13 +8,11 @@ fail() {
 }
 
 command -v "$python" >/dev/null 2>&1 ||
-  fail "no $python found: install Python 3.10 or newer (Debian: apt install python3 python3-venv python3-dev), or name one with make PYTHON=..."
+  fail "no $python found: install Python 3.10 or newer (Debian: apt install python3 python3-venv), or name one with make PYTHON=..."
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
   fail "$("$python" --version 2>&1) is too old: install Python 3.10 or newer, or name one with make PYTHON=python3.12"
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
   fail "this Python has no venv module: install it (Debian: apt install python3-venv)"
-"$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' ||
-  fail "no Python.h for $python: install Python's headers (Debian: apt install python3-dev)"
 
 if [ -n "${CXX:-}" ]; then
   # CXX may carry arguments, as in "ccache g++".
