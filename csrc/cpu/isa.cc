@@ -89,10 +89,8 @@ Status force_isa(Isa isa) {
   return Status::ok();
 }
 
-#define MBQ_DEFINE_LAUNCHER(name, Params)                 \
-  Status name(const Params& p, const Threads& threads) {  \
-    return table().name(p, threads);                      \
-  }
+#define MBQ_DEFINE_LAUNCHER(name, Params) \
+  Status name(const Params& p, const Threads& threads) { return table().name(p, threads); }
 MBQ_CPU_KERNELS(MBQ_DEFINE_LAUNCHER)
 #undef MBQ_DEFINE_LAUNCHER
 

@@ -11,15 +11,16 @@ import torch
 
 _LIBRARY = Path(__file__).with_name("_C.so")
 _REINSTALL = (
-    "reinstall it with `pip install --no-build-isolation --force-reinstall --no-deps .` in its source folder"
+    "reinstall it in its source folder with "
+    "`pip install --no-build-isolation --force-reinstall --no-deps .`"
 )
 
 try:
-    torch.ops.load_library(_LIBRARY)
+    torch.ops.load_library(_LIBRARY)  # type: ignore[no-untyped-call]
 except OSError as error:
     raise ImportError(
-        f"mambaquant_ext: cannot load the compiled extension with torch {torch.__version__} ({error.__cause__ or error}). "
-        f"It is built against one torch version: {_REINSTALL}."
+        f"mambaquant_ext: cannot load the compiled extension with torch {torch.__version__} "
+        f"({error.__cause__ or error}). It is built against one torch version: {_REINSTALL}."
     ) from error
 
 _build = torch.ops.mambaquant_build
@@ -30,7 +31,8 @@ def _check_torch_version() -> None:
     built, running = _build.torch_version(), torch.__version__
     if built.split("+")[0].split(".")[:2] != running.split("+")[0].split(".")[:2]:
         raise ImportError(
-            f"mambaquant_ext: built against torch {built}, but torch {running} is installed; {_REINSTALL}."
+            f"mambaquant_ext: built against torch {built}, but torch {running} is installed; "
+            f"{_REINSTALL}."
         )
 
 
@@ -56,8 +58,8 @@ def current_isa() -> str:
 def force_isa(name: str) -> None:
     """Makes every CPU kernel of this process run on the instruction set `name`.
 
-    Weights that were packed before keep their layout, which the kernels of another instruction set refuse:
-    force first, then load models.
+    Weights that were packed before keep their layout, which the kernels of another instruction set
+    refuse: force first, then load models.
 
     Args:
         name: "scalar", "avx2" or "avx512_vnni".
