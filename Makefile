@@ -45,12 +45,13 @@ test-slow: $(STAMP_PACKAGE) ## the sweeps that the fast tier leaves out
 	$(ONE_THREAD) $(RUN) -m pytest -q -n $(WORKERS) -m slow
 
 lint: $(STAMP_TOOLS) ## ruff, mypy, clang-format, import contract
-	$(BIN)/ruff check --quiet .
-	$(BIN)/ruff format --check --quiet .
-	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
-	$(BIN)/mypy --no-error-summary
-	PYTHONPATH=python $(BIN)/lint-imports --no-timings --no-logo > $(VENV)/lint-imports.log \
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
+	@$(BIN)/mypy --no-error-summary
+	@PYTHONPATH=python $(BIN)/lint-imports > $(VENV)/lint-imports.log \
 	  || { cat $(VENV)/lint-imports.log; exit 1; }
+	@echo "lint: ruff, clang-format, mypy and the import contract pass"
 
 format: $(STAMP_TOOLS) ## rewrite the sources in the project's format
 	$(BIN)/ruff check --quiet --fix .
@@ -82,12 +83,12 @@ $(STAMP_VENV):
 
 $(STAMP_TOOLS): $(STAMP_VENV) requirements/constraints.txt
 	@echo "installing the pinned versions of requirements/constraints.txt (torch is large)"
-	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements/constraints.txt
+	@$(RUN) -m pip install -qq --disable-pip-version-check -r requirements/constraints.txt
 	@touch $@
 
 $(STAMP_PACKAGE): $(STAMP_TOOLS) $(PACKAGE_SOURCES)
 	@scripts/check_prerequisites.sh "$(RUN)"
 	@echo "building the extension (a few minutes the first time)"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(RUN) -m pip install --quiet --disable-pip-version-check \
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(RUN) -m pip install -qq --disable-pip-version-check \
 	  --no-build-isolation --no-deps --force-reinstall .
 	@touch $@
