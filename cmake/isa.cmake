@@ -9,7 +9,7 @@ set(MBQ_ISA_FLAGS_scalar "")
 set(MBQ_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
 set(MBQ_ISA_FLAGS_avx512_vnni
     -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512
-    -Wno-maybe-uninitialized)  # GCC 12 warns inside its own avx512fintrin.h (GCC bug 105593)
+    -Wno-uninitialized -Wno-maybe-uninitialized)  # GCC 12 warns inside its own avx512fintrin.h (GCC bug 105593)
 
 function(mbq_add_isa_objects target)
   cmake_parse_arguments(ARG "" "" "SOURCES" ${ARGN})

@@ -67,3 +67,10 @@ def _fail(what, actual, expected, where):
         f"{what}: {int(where.sum())} of {where.numel()} elements; worst at {index}: "
         f"got {actual[index].item()}, expected {expected[index].item()}"
     )
+
+
+def assert_scales_close(actual, expected):
+    """Positive float32 scales after a float reduction: each within the float32 floor of its own value."""
+    assert actual.dtype == expected.dtype == torch.float32
+    one = torch.ones_like(expected)
+    assert_float_close(actual / expected, one.double(), one)

@@ -1,5 +1,5 @@
 """The microbenchmark cases, one module per group; each has cases(preset) -> Iterator[BenchCase]."""
 
-from bench.ops import quantize
+from bench.ops import gemm, hadamard, norm, quantize
 
-MODULES = [quantize]
+MODULES = [gemm, hadamard, norm, quantize]

@@ -1,13 +1,28 @@
-// The list of CPU kernels: the one place that names them all. From it come the per-ISA declarations, the
-// table of function pointers, and (in isa.cc) the public launchers that jump through the chosen table.
+// The list of CPU kernels: the one place that names them all. From it come the per-ISA
+// declarations, the table of function pointers, and (in isa.cc) the public launchers that jump
+// through the chosen table.
 #pragma once
 
+#include "mambaquant/conv1d.h"
+#include "mambaquant/gemm.h"
+#include "mambaquant/hadamard.h"
+#include "mambaquant/norm.h"
 #include "mambaquant/quantize.h"
+#include "mambaquant/selective_scan.h"
 
 // X(launcher, params struct)
-#define MBQ_CPU_KERNELS(X)    \
-  X(quantize, QuantizeParams) \
-  X(dequantize, DequantizeParams)
+#define MBQ_CPU_KERNELS(X)                              \
+  X(quantize, QuantizeParams)                           \
+  X(dequantize, DequantizeParams)                       \
+  X(norm_quantize, NormQuantizeParams)                  \
+  X(hadamard_transform, HadamardParams)                 \
+  X(hadamard_quantize, HadamardParams)                  \
+  X(causal_conv1d_quantize, CausalConv1dQuantizeParams) \
+  X(selective_scan, SelectiveScanParams)                \
+  X(pack_gemm_weight, PackGemmWeightParams)             \
+  X(gemm, GemmParams)                                   \
+  X(gemm_dequantize, GemmDequantizeParams)              \
+  X(gemm_requantize, GemmRequantizeParams)
 
 namespace mambaquant::cpu {
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "torch/hadamard_sizes.h"
 
 namespace {
 
@@ -46,9 +47,22 @@ void force_isa(std::string name) {
                     ", got '", name, "'");
 }
 
+// The base matrix H_m of the transform of size n, row by row: m * m entries of +-1.
+std::vector<int64_t> hadamard_base(int64_t n) {
+  const mambaquant::binding::HadamardBase* base = mambaquant::binding::find_hadamard_base(n);
+  TORCH_CHECK_VALUE(base != nullptr, "hadamard: expected n of ",
+                    mambaquant::binding::unsupported_hadamard_size(n));
+  std::vector<int64_t> entries;
+  const auto order = static_cast<size_t>(base->order);
+  for (size_t r = 0; r < order; ++r) {
+    for (size_t c = 0; c < order; ++c) entries.push_back((base->rows[r] >> c) & 1u ? -1 : 1);
+  }
+  return entries;
+}
+
 }  // namespace
 
-// Lists of names are joined by ", ".
+// Names are joined by ", ".
 TORCH_LIBRARY(mambaquant_build, m) {
   m.def("version() -> str", [] { return std::string(MBQ_VERSION); });
   m.def("torch_version() -> str", [] { return std::string(MBQ_TORCH_VERSION); });
@@ -57,5 +71,7 @@ TORCH_LIBRARY(mambaquant_build, m) {
   m.def("built_isas() -> str", &built_isas);
   m.def("supported_isas() -> str", &supported_isas);
   m.def("current_isa() -> str", &current_isa);
+  m.def("hadamard_base(int n) -> int[]", &hadamard_base);
+  m.def("supported_hadamard_sizes() -> int[]", &mambaquant::binding::supported_hadamard_sizes);
   m.def("force_isa(str name) -> ()", &force_isa);
 }

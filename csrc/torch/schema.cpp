@@ -10,7 +10,7 @@ TORCH_LIBRARY(mambaquant, m) {
       "dequantize(Tensor q, Tensor scale, Tensor? zero_point, int? axis, ScalarType dtype) -> Tensor");
 
   // norm. scale given: static per tensor, scale out is empty; scale absent: dynamic per token, (tokens,).
-  // residual given: x + residual is normalised and returned in x's dtype; absent: residual out is empty.
+  // residual given: x + residual is normalised and returned in residual's dtype; absent: residual out is empty.
   m.def(
       "rmsnorm_quantize(Tensor x, Tensor? weight, Tensor? residual, Tensor? scale, float eps)"
       " -> (Tensor q, Tensor scale, Tensor residual)");

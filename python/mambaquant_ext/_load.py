@@ -16,7 +16,7 @@ _REINSTALL = (
 )
 
 try:
-    torch.ops.load_library(_LIBRARY)  # type: ignore[no-untyped-call]
+    torch.ops.load_library(_LIBRARY)
 except OSError as error:
     raise ImportError(
         f"mambaquant_ext: cannot load the compiled extension with torch {torch.__version__} "

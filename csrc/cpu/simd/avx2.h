@@ -103,6 +103,7 @@ inline F32 operator-(F32 a, F32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline F32 operator/(F32 a, F32 b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline F32 fms(F32 a, F32 b, F32 c) { return {_mm256_fmsub_ps(a.v, b.v, c.v)}; }
 inline F32 fnma(F32 a, F32 b, F32 c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
 inline F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
@@ -127,6 +128,10 @@ inline float reduce_max(F32 a) {
   const __m128 pair = _mm_max_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)));
 }
+// First n lanes of a, the rest 0.
+inline F32 keep_first(F32 a, int64_t n) {
+  return {_mm256_and_ps(a.v, _mm256_castsi256_ps(lane_mask(n)))};
+}
 // Three butterfly stages: out = swapped + (+-1) * a, minus where the lane's own bit is set.
 inline F32 hadamard_lanes(F32 a) {
   const __m256 s1 = _mm256_setr_ps(1, -1, 1, -1, 1, -1, 1, -1);
@@ -142,6 +147,9 @@ inline F32 hadamard_lanes(F32 a) {
 inline F32 exp2_int(F32 n) {
   const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(biased, 23))};
+}
+inline F32 scale_exp2(F32 x, F32 n) {
+  return x * exp2_int(max(min(n, set1(127.0f)), set1(-126.0f)));
 }
 
 }  // namespace

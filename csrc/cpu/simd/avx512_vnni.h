@@ -92,11 +92,13 @@ inline F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline F32 operator/(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F32 fms(F32 a, F32 b, F32 c) { return {_mm512_fmsub_ps(a.v, b.v, c.v)}; }
 inline F32 fnma(F32 a, F32 b, F32 c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
 inline F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F32 abs(F32 a) { return {_mm512_abs_ps(a.v)}; }
-inline F32 sqrt(F32 a) { return {_mm512_sqrt_ps(a.v)}; }
+// The maskz form, since GCC 12 warns (-Wuninitialized) inside its own _mm512_sqrt_ps.
+inline F32 sqrt(F32 a) { return {_mm512_maskz_sqrt_ps(0xffff, a.v)}; }
 inline F32 round_even(F32 a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
@@ -108,6 +110,8 @@ inline I32 to_i32(F32 a) { return {_mm512_cvtps_epi32(a.v)}; }
 
 inline float reduce_add(F32 a) { return _mm512_reduce_add_ps(a.v); }
 inline float reduce_max(F32 a) { return _mm512_reduce_max_ps(a.v); }
+// First n lanes of a, the rest 0.
+inline F32 keep_first(F32 a, int64_t n) { return {_mm512_maskz_mov_ps(lane_mask(n), a.v)}; }
 // Four butterfly stages: out = swapped + (+-1) * a, minus where the lane's own bit is set.
 inline F32 hadamard_lanes(F32 a) {
   const __m512 s1 = _mm512_setr_ps(1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1);
@@ -126,6 +130,7 @@ inline F32 exp2_int(F32 n) {
   const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))};
 }
+inline F32 scale_exp2(F32 x, F32 n) { return {_mm512_scalef_ps(x.v, n.v)}; }
 
 }  // namespace
 }  // namespace mambaquant::cpu::MBQ_ISA

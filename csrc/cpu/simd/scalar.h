@@ -102,6 +102,7 @@ inline F32 operator-(F32 a, F32 b) { return {a.v - b.v}; }
 inline F32 operator*(F32 a, F32 b) { return {a.v * b.v}; }
 inline F32 operator/(F32 a, F32 b) { return {a.v / b.v}; }
 inline F32 fma(F32 a, F32 b, F32 c) { return {a.v * b.v + c.v}; }
+inline F32 fms(F32 a, F32 b, F32 c) { return {a.v * b.v - c.v}; }
 inline F32 fnma(F32 a, F32 b, F32 c) { return {c.v - a.v * b.v}; }
 inline F32 min(F32 a, F32 b) { return {a.v < b.v ? a.v : b.v}; }
 inline F32 max(F32 a, F32 b) { return {a.v > b.v ? a.v : b.v}; }
@@ -122,11 +123,15 @@ inline I32 to_i32(F32 a) { return {static_cast<int32_t>(round_even(a).v)}; }
 
 inline float reduce_add(F32 a) { return a.v; }
 inline float reduce_max(F32 a) { return a.v; }
+inline F32 keep_first(F32 a, int64_t n) { return {n > 0 ? a.v : 0.0f}; }
 inline F32 hadamard_lanes(F32 a) { return a; }
 
 // 2^n for an integer-valued n in [-126, 127].
 inline F32 exp2_int(F32 n) {
   return {float_of(static_cast<uint32_t>(static_cast<int32_t>(n.v) + 127) << 23)};
+}
+inline F32 scale_exp2(F32 x, F32 n) {
+  return x * exp2_int(max(min(n, set1(127.0f)), set1(-126.0f)));
 }
 
 }  // namespace

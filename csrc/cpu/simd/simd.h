@@ -6,13 +6,16 @@
 //   store(T*, x), store(T*, x, n)  int8_t: rounds ties to even, saturates to [-128, 127]
 //   load_i32, store_i32          int32 without conversion
 //   + - * /  sqrt  abs           lane by lane, one rounding each
-//   fma(a, b, c), fnma           a*b + c, c - a*b; one rounding (two in the scalar ISA)
+//   fma(a, b, c), fms, fnma      a*b + c, a*b - c, c - a*b; one rounding (two in the scalar ISA)
 //   min(a, b), max(a, b)         b where either is NaN, on every ISA
 //   round_even                   nearest integer, ties to even
 //   to_f32(I32), to_i32(F32)     conversion, ties to even
 //   reduce_add, reduce_max       over lanes
+//   keep_first(a, n)             first n lanes of a, the rest 0
 //   hadamard_lanes               unnormalised Sylvester transform across the lanes of one vector
 //   exp2_int(n)                  2^n for integer-valued n in [-126, 127]
+//   scale_exp2(x, n)             x * 2^n for integer-valued n; where n leaves [-126, 127], AVX-512 goes on
+//                                to subnormals, 0 and inf and the others stay at the end of that range
 //
 // NOTE(odr): everything lives in an anonymous namespace inside the ISA's namespace, and no standard
 // header with inline code is used, so that the linker can never pick an AVX-512 copy of a shared inline

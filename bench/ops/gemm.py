@@ -1,0 +1,118 @@
+"""Bench cases of gemm, gemm_dequantize and gemm_requantize: the four linear layers of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from bench.harness import BenchCase
+from bench.shapes import DECODE_TOKENS, MODELS, PREFILL_TOKENS, LayerShape
+from mambaquant_ext import ops
+
+# Decode reads weights that a model of many layers has just pushed out of the caches: enough copies to do the same.
+COLD_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear layer with data."""
+
+    label: str
+    a: torch.Tensor
+    weight: torch.Tensor
+    a_scale: torch.Tensor
+    b_scale: torch.Tensor
+    out_scale: torch.Tensor
+
+
+def _sizes(model: LayerShape) -> dict[str, tuple[int, int]]:
+    """(N, K) of each linear."""
+    return {
+        "in_proj": (2 * model.dim, model.hidden),
+        "x_proj": (model.dt_rank + 2 * model.dstate, model.dim),
+        "dt_proj": (model.dim, model.dt_rank),
+        "out_proj": (model.hidden, model.dim),
+    }
+
+
+def _linears(preset: str, token_counts: list[int]) -> Iterator[Linear]:
+    for model in MODELS[preset]:
+        for layer, (n, k) in _sizes(model).items():
+            weight = torch.randint(-127, 128, (n, k), dtype=torch.int8)
+            for tokens in token_counts:
+                yield Linear(
+                    f"{model.name} {layer} {tokens}x{n}x{k}",
+                    torch.randint(-127, 128, (tokens, k), dtype=torch.int8),
+                    weight,
+                    torch.tensor([0.02]),
+                    torch.rand(n) * 1e-3,
+                    torch.rand(n) + 0.5,
+                )
+
+
+def _prefill(linear: Linear) -> Iterator[BenchCase]:
+    from tests.reference import gemm as reference
+
+    a, weight = linear.a, linear.weight
+    (m, k), n = a.shape, weight.shape[0]
+    scales = (linear.a_scale, linear.b_scale)
+    packed = ops.pack_gemm_weight(weight)
+    baselines = {"torch._int_mm, no epilogue": lambda: torch._int_mm(a, weight.T)}
+
+    def case(op, run, expect, out_bytes) -> BenchCase:
+        def check() -> None:
+            assert torch.equal(run(), expect())
+
+        moved = m * k + n * k + m * n * out_bytes
+        return BenchCase(op, linear.label, run, check, moved, 2 * m * n * k, baselines)
+
+    yield case(
+        "gemm_dequantize",
+        lambda: ops.gemm_dequantize(a, *packed, *scales),
+        lambda: reference.gemm_dequantize(a, weight, *scales),
+        4,
+    )
+    yield case(
+        "gemm_requantize",
+        lambda: ops.gemm_requantize(a, *packed, *scales, linear.out_scale),
+        lambda: reference.gemm_requantize(a, weight, *scales, linear.out_scale),
+        1,
+    )
+
+
+def _decode(linear: Linear) -> Iterator[BenchCase]:
+    """Cold weights: each call takes the next of many copies. The baseline only reads as many bytes."""
+    from tests.reference import gemm as reference
+
+    a, weight = linear.a, linear.weight
+    (m, k), n = a.shape, weight.shape[0]
+    scales = (linear.a_scale, linear.b_scale)
+    packed, layout = ops.pack_gemm_weight(weight)
+    copies = packed.repeat(COLD_BYTES // packed.numel(), 1)
+    plain = copies.view(torch.int64)
+    turn = [0]
+
+    def following() -> int:
+        turn[0] = (turn[0] + 1) % len(copies)
+        return turn[0]
+
+    def run() -> torch.Tensor:
+        return ops.gemm_dequantize(a, copies[following()], layout, *scales)
+
+    def check() -> None:
+        assert torch.equal(run(), reference.gemm_dequantize(a, weight, *scales))
+
+    moved = m * k + packed.numel() + 4 * m * n
+    baselines = {"torch.sum of the same bytes": lambda: plain[following()].sum()}
+    label = f"{linear.label} cold"
+    yield BenchCase("gemm_dequantize", label, run, check, moved, 2 * m * n * k, baselines)
+
+
+def cases(preset: str) -> Iterator[BenchCase]:
+    """Prefill against torch's int8 product; decode with cold weights."""
+    for linear in _linears(preset, PREFILL_TOKENS[preset]):
+        yield from _prefill(linear)
+    for linear in _linears(preset, DECODE_TOKENS[preset]):
+        yield from _decode(linear)

@@ -1,0 +1,77 @@
+"""Bench cases of hadamard_transform and hadamard_quantize."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from bench.harness import BenchCase
+from bench.shapes import DECODE_TOKENS, MODELS, PREFILL_TOKENS
+from mambaquant_ext import ops
+
+
+def additions(dim: int) -> int:
+    """Additions and subtractions of one row: butterflies, and the base in groups of four blocks."""
+    odd = dim // (dim & -dim)
+    order = 1 if odd == 1 else 4 * odd
+    base = 0 if odd == 1 else 5 + order // 4  # (24 a group of four, order / 4 - 1 an output)
+    return dim * (int(math.log2(dim // order)) + base)
+
+
+def cases(preset: str) -> Iterator[BenchCase]:
+    """The rotation before the output projection, static and dynamic; the plain transform."""
+    for model in MODELS[preset]:
+        for tokens in (*DECODE_TOKENS[preset], *PREFILL_TOKENS[preset]):
+            for dtype in (torch.float32, torch.float16):
+                yield from _shape_cases(model.name, tokens, model.dim, dtype)
+
+
+def _shape_cases(model: str, tokens: int, dim: int, dtype: torch.dtype) -> Iterator[BenchCase]:
+    from tests.reference import hadamard as reference
+    from tests.tolerances import assert_int8_close
+
+    x = torch.randn(tokens, dim).to(dtype)
+    scale = torch.tensor([0.03])
+    label = f"{model} {tokens}x{dim} {str(dtype).removeprefix('torch.')}"
+    width = x.element_size()
+    matrix = ops.hadamard_matrix(dim, torch.float32)
+    copies = torch.empty_like(x)
+
+    def check_static() -> None:
+        q = ops.hadamard_quantize(x, scale)[0]
+        assert_int8_close(q, reference.hadamard_quantize(x, scale)[0])
+
+    def check_dynamic() -> None:
+        assert_int8_close(ops.hadamard_quantize(x)[0], reference.hadamard_quantize(x)[0])
+
+    def check_transform() -> None:
+        error = (ops.hadamard_transform(x).double() - reference.transform(x)).abs().max()
+        assert error <= 8 * torch.finfo(dtype).eps * x.abs().max()
+
+    baselines = {
+        "copy": lambda: copies.copy_(x),
+        "matmul": lambda: x.float() @ matrix,
+    }
+    for name, given_scale, check in (
+        ("static", scale, check_static),
+        ("dynamic", None, check_dynamic),
+    ):
+        yield BenchCase(
+            "hadamard_quantize",
+            f"{label} {name}",
+            lambda given_scale=given_scale: ops.hadamard_quantize(x, given_scale),
+            check,
+            bytes_moved=(width + 1) * x.numel(),
+            operations=tokens * (additions(dim) + 2 * dim),
+            baselines=baselines if given_scale is not None else {},
+        )
+    yield BenchCase(
+        "hadamard_transform",
+        label,
+        lambda: ops.hadamard_transform(x),
+        check_transform,
+        bytes_moved=2 * width * x.numel(),
+        operations=tokens * (additions(dim) + dim),
+    )

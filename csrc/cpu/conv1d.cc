@@ -1,0 +1,156 @@
+// causal_conv1d_quantize. q = quantize(SiLU(conv(x) * scale + bias)), one channel per lane.
+//
+// A task is 64 tokens by 64 channels (one cache line of each token's row). Within it a vector of channels
+// walks down the tokens with the last width - 1 inputs in registers, so that each input is converted once;
+// the tile's other vectors then find the same 64 lines in L1. Tasks meet only in reading the width - 1 tokens
+// before them, so that a split changes no bit.
+//
+// NOTE(exact-fma): the inputs and taps are integers of magnitude <= 128 and the sum of four products is below
+// 2^17, so that float32 fma computes the integer sum without rounding.
+//
+// Bound: arithmetic. An element moves 2 bytes, but its SiLU costs an exp (about 17 instructions) and a division,
+// with convolution, scaling and rounding about 40 instructions per vector.
+#include "mambaquant/conv1d.h"
+
+#include <cstring>
+
+#include "cpu/kernels.h"
+#include "cpu/simd/math.h"
+#include "cpu/simd/quant.h"
+
+namespace mambaquant::cpu::MBQ_ISA {
+
+namespace {
+
+constexpr int64_t kTileTokens = 64;
+constexpr int64_t kTileChannels = 64;
+constexpr int64_t kElementsPerThread = 16384;
+
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// One sequence: token t at x + t * stride (negative where the scan walks backwards).
+struct Sequence {
+  const int8_t* x;
+  const int8_t* initial_state;
+  int8_t* q;
+  int8_t* final_state;
+  int64_t x_stride, q_stride;
+};
+
+Sequence sequence_of(const CausalConv1dQuantizeParams& p, int64_t b) {
+  const int64_t state = b * (p.width - 1) * p.dim;
+  Sequence s;
+  s.x = p.x + b * p.x_stride_batch;
+  s.q = p.q + b * p.seqlen * p.dim;
+  s.x_stride = p.x_stride_token;
+  s.q_stride = p.dim;
+  if (p.reverse && p.seqlen > 0) {
+    s.x += (p.seqlen - 1) * s.x_stride;
+    s.q += (p.seqlen - 1) * s.q_stride;
+    s.x_stride = -s.x_stride;
+    s.q_stride = -s.q_stride;
+  }
+  s.initial_state = p.initial_state == nullptr ? nullptr : p.initial_state + state;
+  s.final_state = p.final_state + state;
+  return s;
+}
+
+F32 load_up_to(const int8_t* x, int64_t n) { return n == kLanes ? load(x) : load(x, n); }
+
+// Token t of the sequence with its state in front; t >= -(width - 1).
+F32 load_token(const CausalConv1dQuantizeParams& p, const Sequence& s, int64_t t, int64_t c,
+               int64_t n) {
+  if (t >= 0) return load_up_to(s.x + t * s.x_stride + c, n);
+  if (s.initial_state == nullptr) return set1(0.0f);
+  return load_up_to(s.initial_state + (p.width - 1 + t) * p.dim + c, n);
+}
+
+// One vector of channels from token `begin` to `end`.
+template <int kWidth>
+void convolve(const CausalConv1dQuantizeParams& p, const Sequence& s, int64_t c, int64_t n,
+              int64_t begin, int64_t end) {
+  F32 weight[kWidth];
+  for (int j = 0; j < kWidth; ++j) weight[j] = load_up_to(p.weight + j * p.dim + c, n);
+  F32 window[kWidth];  // inputs, oldest first
+  for (int j = 0; j + 1 < kWidth; ++j)
+    window[j + 1] = load_token(p, s, begin - kWidth + 1 + j, c, n);
+  const F32 scale = load(p.x_scale + c, n) * load(p.weight_scale + c, n);
+  const F32 bias = p.bias == nullptr ? set1(0.0f) : load(p.bias + c, n);
+  const F32 inv_out_scale = set1(1.0f) / load(p.out_scale + c, n);
+  const bool is_symmetric = p.out_zero_point == nullptr;
+  const F32 zero_point = is_symmetric ? set1(0.0f) : to_f32(load_i32(p.out_zero_point + c, n));
+  const F32 qmin = set1(static_cast<float>(is_symmetric ? kQMinSymmetric : kQMinAsymmetric));
+  for (int64_t t = begin; t < end; ++t) {
+    for (int j = 0; j + 1 < kWidth; ++j) window[j] = window[j + 1];
+    window[kWidth - 1] = load_up_to(s.x + t * s.x_stride + c, n);
+    F32 acc = weight[0] * window[0];
+    for (int j = 1; j < kWidth; ++j) acc = fma(weight[j], window[j], acc);  // NOTE(exact-fma)
+    const F32 y = silu(acc * scale + bias);
+    const F32 q = max(quantize_asymmetric(y, inv_out_scale, zero_point), qmin);
+    int8_t* out = s.q + t * s.q_stride + c;
+    if (n == kLanes) {
+      store(out, q);
+    } else {
+      store(out, q, n);
+    }
+  }
+}
+
+// The last width - 1 rows of state and sequence together. Rows go up in order, so that the update may write
+// over the state that it reads.
+void store_final_state(const CausalConv1dQuantizeParams& p, const Sequence& s, int64_t c,
+                       int64_t channels) {
+  for (int64_t i = 0; i < p.width - 1; ++i) {
+    const int64_t t = p.seqlen - (p.width - 1) + i;
+    int8_t* row = s.final_state + i * p.dim + c;
+    const size_t size = static_cast<size_t>(channels);
+    if (t >= 0) {
+      std::memcpy(row, s.x + t * s.x_stride + c, size);
+    } else if (s.initial_state == nullptr) {
+      std::memset(row, 0, size);
+    } else {
+      std::memmove(row, s.initial_state + (p.width - 1 + t) * p.dim + c, size);
+    }
+  }
+}
+
+template <int kWidth>
+Status convolve_all(const CausalConv1dQuantizeParams& p, const Threads& threads) {
+  const int64_t tiles = (p.dim + kTileChannels - 1) / kTileChannels;
+  // An empty sequence has one empty block, which passes the state on.
+  const int64_t blocks = p.seqlen == 0 ? 1 : (p.seqlen + kTileTokens - 1) / kTileTokens;
+  const int64_t elements_per_task = smaller(p.seqlen, kTileTokens) * kTileChannels;
+  const int64_t grain = kElementsPerThread / (elements_per_task + 1) + 1;
+  threads.parallel_for(p.batch * blocks * tiles, grain, [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t block = task / tiles % blocks;
+      const int64_t tile = task % tiles * kTileChannels;
+      const int64_t tile_end = smaller(tile + kTileChannels, p.dim);
+      const int64_t begin = block * kTileTokens;
+      const int64_t end = smaller(begin + kTileTokens, p.seqlen);
+      const Sequence s = sequence_of(p, task / tiles / blocks);
+      for (int64_t c = tile; c < tile_end; c += kLanes) {
+        convolve<kWidth>(p, s, c, smaller(kLanes, tile_end - c), begin, end);
+      }
+      if (block == blocks - 1) store_final_state(p, s, tile, tile_end - tile);
+    }
+  });
+  return Status::ok();
+}
+
+}  // namespace
+
+Status causal_conv1d_quantize(const CausalConv1dQuantizeParams& p, const Threads& threads) {
+  switch (p.width) {
+    case 2:
+      return convolve_all<2>(p, threads);
+    case 3:
+      return convolve_all<3>(p, threads);
+    case 4:
+      return convolve_all<4>(p, threads);
+    default:
+      return Status::unsupported("expected weight of width 2, 3 or 4");
+  }
+}
+
+}  // namespace mambaquant::cpu::MBQ_ISA

@@ -1,0 +1,63 @@
+// hadamard_transform, hadamard_quantize: checks, allocation, params.
+#include "mambaquant/hadamard.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "torch/backend.h"
+#include "torch/checks.h"
+#include "torch/hadamard_sizes.h"
+
+namespace mambaquant::binding {
+namespace {
+
+HadamardParams make_params(OpName op, const Tensor& x, bool inverse) {
+  HadamardParams p;
+  p.x_dtype = float_dtype(op, x.scalar_type(), "x");
+  check_dim(op, x, 2, "x");
+  check_last_dim_contiguous(op, x, "x");
+  const HadamardBase* base = find_hadamard_base(x.size(1));
+  TORCH_CHECK_VALUE(base != nullptr, op.name, ": expected x with a last dimension of ",
+                    unsupported_hadamard_size(x.size(1)));
+  p.tokens = x.size(0);
+  p.dim = x.size(1);
+  p.x_stride_token = x.stride(0);
+  p.base_order = base->order;
+  // Output block r is the sum over i of x_i H[i][r]: column r; of the transpose, row r.
+  p.base_signs = inverse ? base->rows.data() : base->columns.data();
+  p.x = x.const_data_ptr();
+  return p;
+}
+
+Tensor hadamard_transform(const Tensor& x, bool inverse) {
+  constexpr OpName op{"hadamard_transform"};
+  HadamardParams p = make_params(op, x, inverse);
+  Tensor y = at::empty(x.sizes(), x.options());
+  p.y = y.data_ptr();
+  launch(op, [&](const Threads& threads) { return cpu::hadamard_transform(p, threads); });
+  return y;
+}
+
+std::tuple<Tensor, Tensor> hadamard_quantize(const Tensor& x, const OptionalTensor& scale) {
+  constexpr OpName op{"hadamard_quantize"};
+  HadamardParams p = make_params(op, x, false);
+  check_parameter(op, scale, at::kFloat, {1}, x, "scale", "(1,)");
+  Tensor q = at::empty(x.sizes(), x.options().dtype(at::kChar));
+  Tensor scale_out = at::empty({scale.has_value() ? 0 : x.size(0)}, x.options().dtype(at::kFloat));
+  p.scale = data_or_null<float>(scale);
+  p.q = q.data_ptr<int8_t>();
+  p.scale_out = scale_out.data_ptr<float>();
+  launch(op, [&](const Threads& threads) { return cpu::hadamard_quantize(p, threads); });
+  return {q, scale_out};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(mambaquant, CPU, m) {
+  m.impl("hadamard_transform", &hadamard_transform);
+  m.impl("hadamard_quantize", &hadamard_quantize);
+}
+
+}  // namespace mambaquant::binding

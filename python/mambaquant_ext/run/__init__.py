@@ -1,0 +1,6 @@
+"""Quantized modules that run on the int8 kernels, or emulate them."""
+
+from mambaquant_ext.run.block import QuantMambaBlock
+from mambaquant_ext.run.modules import QuantEmbedding, QuantLinear
+
+__all__ = ["QuantEmbedding", "QuantLinear", "QuantMambaBlock"]

@@ -1,0 +1,140 @@
+"""Quantized building blocks: a packed GEMM weight, the embedding table, the head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mambaquant_ext import ops
+from mambaquant_ext.artifacts import PackedHead
+from mambaquant_ext.run.emulate import round_symmetric
+
+
+class FrozenModule(nn.Module):
+    """A module whose tensors keep their dtypes: `model.half()` must not turn scales into float16."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        probe = fn(torch.empty(0, dtype=torch.float32))
+        if probe.device.type != "cpu":
+            raise NotImplementedError(
+                f"{type(self).__name__}: expected device cpu (this build has no CUDA kernels), got {probe.device}"
+            )
+        return self
+
+
+class GemmWeight:
+    """An int8 weight packed for the kernels of the instruction set in use, with its epilogue's constants."""
+
+    def __init__(
+        self, weight: Tensor, scale: Tensor, bias: Tensor | None = None, zero_point: Tensor | None = None
+    ) -> None:
+        """Packs.
+
+        Args:
+            weight: (N, K), int8.
+            scale: (N,), float32.
+            bias: (N,), float32; zeros count as none.
+            zero_point: (K,), int32, of the activation; zeros count as none.
+        """
+        self.packed, self.layout = ops.pack_gemm_weight(weight)
+        self.scale = scale
+        self.bias = bias if bias is not None and bool(bias.any()) else None
+        self.acc_offset = None
+        if zero_point is not None and bool(zero_point.any()):
+            # Exact: |sum| <= 131,072 * 128 * 127 < 2^53.
+            self.acc_offset = (weight.double() @ zero_point.double()).to(torch.int32)
+
+    def requantize(self, a: Tensor, a_scale: Tensor, out_scale: Tensor) -> Tensor:
+        """(tokens, K) int8 -> (tokens, N) int8 on the grid out_scale (N,)."""
+        return ops.gemm_requantize(
+            a, self.packed, self.layout, a_scale, self.scale, self.acc_offset, self.bias, out_scale, None
+        )
+
+    def dequantize(self, a: Tensor, a_scale: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(tokens, K) int8 -> (tokens, N) float32, plus `residual` if given."""
+        return ops.gemm_dequantize(
+            a, self.packed, self.layout, a_scale, self.scale, self.acc_offset, self.bias, residual,
+            torch.float32,
+        )
+
+
+class QuantEmbedding(FrozenModule):
+    """An embedding table of int8 rows with one scale each, or of float16 rows."""
+
+    weight: Tensor
+    scale: Tensor | None
+
+    def __init__(self, head: PackedHead) -> None:
+        """Takes the table of a packed head."""
+        super().__init__()
+        self.register_buffer("weight", head.embedding)
+        self.register_buffer("scale", head.embedding_scale)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Looks rows up.
+
+        Args:
+            input_ids: (...), int64.
+
+        Returns:
+            (..., hidden), float32.
+        """
+        rows = self.weight[input_ids].float()
+        return rows if self.scale is None else rows * self.scale[input_ids][..., None]
+
+
+class QuantLinear(FrozenModule):
+    """The language-model head: int8 product with a static input scale, or float32, or the former emulated."""
+
+    def __init__(self, head: PackedHead, activation_bits: int, emulated: bool) -> None:
+        """Takes the head's weight of a packed head.
+
+        Args:
+            head: packed tensors.
+            activation_bits: of the input; 8 unless emulated.
+            emulated: compute in float on rounded values.
+        """
+        super().__init__()
+        self.register_buffer("q_weight", head.lm_head)
+        self.register_buffer("weight_scale", head.lm_head_scale)
+        self.register_buffer("in_scale", head.head_scale)
+        self.out_features, self.in_features = head.lm_head.shape
+        self._bits = activation_bits
+        self._packed: GemmWeight | None = None
+        self._float: Tensor | None = None
+        if head.lm_head_scale is None:
+            self._float = head.lm_head
+        elif emulated:
+            self._float = head.lm_head.float() * head.lm_head_scale[:, None]
+        else:
+            self._packed = GemmWeight(head.lm_head, head.lm_head_scale)
+
+    @property
+    def weight(self) -> Tensor:
+        """Shape and dtype of the float weight that this layer stands for, without storage.
+
+        transformers casts the head's input to `lm_head.weight.dtype`.
+        """
+        return torch.empty(self.out_features, self.in_features, dtype=torch.float32, device="meta")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x W^T.
+
+        Args:
+            x: (..., in_features), float16/bfloat16/float32.
+
+        Returns:
+            (..., out_features), float32.
+        """
+        in_scale = self.in_scale
+        if self._packed is not None:
+            assert isinstance(in_scale, Tensor)
+            q = ops.quantize(x.reshape(-1, self.in_features), in_scale)
+            return self._packed.dequantize(q, in_scale).unflatten(0, x.shape[:-1])
+        assert self._float is not None
+        if isinstance(in_scale, Tensor):
+            x = round_symmetric(x.float(), in_scale, self._bits)
+        return torch.nn.functional.linear(x.float(), self._float)

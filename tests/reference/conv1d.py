@@ -1,0 +1,37 @@
+"""What causal_conv1d_quantize computes: an exact integer convolution, SiLU in float64, and float32 scales in
+the order that defines bit equality."""
+
+import torch
+
+
+def causal_conv1d_quantize(
+    x,
+    x_scale,
+    weight,
+    weight_scale,
+    bias,
+    out_scale,
+    out_zero_point=None,
+    initial_state=None,
+    reverse=False,
+):
+    """q and final_state."""
+    batch, seqlen, dim = x.shape
+    width = weight.shape[0]
+    walk = x.flip(1) if reverse else x
+    if initial_state is None:
+        initial_state = x.new_zeros(batch, width - 1, dim)
+    history = torch.cat([initial_state, walk], 1)
+    acc = torch.zeros(batch, seqlen, dim, dtype=torch.int64)
+    for j in range(width):
+        acc += weight[j].long() * history[:, j : j + seqlen].long()
+    v = acc.float() * (x_scale * weight_scale)
+    if bias is not None:
+        v = v + bias
+    y = (v.double() * torch.sigmoid(v.double())).float()
+    rounded = torch.round(y * (1.0 / out_scale))
+    if out_zero_point is None:
+        q = rounded.clamp(-127, 127).to(torch.int8)
+    else:
+        q = (rounded + out_zero_point).clamp(-128, 127).to(torch.int8)
+    return q.flip(1) if reverse else q, history[:, seqlen:]
