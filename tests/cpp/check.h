@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -123,6 +124,26 @@ inline void fill_int8(Buffer<int8_t>& buffer, Random& random, int32_t low = kQMi
   for (int64_t i = 0; i < buffer.size(); ++i) {
     buffer[i] = static_cast<int8_t>(random.integer(low, kQMax));
   }
+}
+
+// q = clamp(rne(x / scale) + zero_point), the rounding that is exact by definition.
+inline int8_t round_to_int8(float x, float scale, const int32_t* zero_point) {
+  const float inv_scale = 1.0f / scale;
+  const float low = static_cast<float>(zero_point == nullptr ? kQMinSymmetric : kQMinAsymmetric);
+  const float q = std::nearbyint(x * inv_scale) +
+                  (zero_point == nullptr ? 0.0f : static_cast<float>(*zero_point));
+  return static_cast<int8_t>(std::fmin(std::fmax(q, low), static_cast<float>(kQMax)));
+}
+
+// Whether q is what `expected` rounds to, or a neighbour: another order of float additions may move a value
+// over a rounding boundary.
+inline bool is_within_one_step(int8_t q, double expected, int32_t low) {
+  const double clamped = std::fmin(std::fmax(std::nearbyint(expected), low), kQMax);
+  return std::fabs(q - clamped) <= 1.0;
+}
+
+inline bool is_close(float actual, double expected, double relative) {
+  return std::fabs(static_cast<double>(actual) - expected) <= relative * std::fabs(expected);
 }
 
 inline Threads serial() { return {}; }

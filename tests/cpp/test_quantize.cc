@@ -36,14 +36,6 @@ int64_t scale_index(Granularity granularity, int64_t t, int64_t channel) {
   return granularity == Granularity::kPerToken ? t : channel;
 }
 
-int8_t expected_q(float x, float scale, const int32_t* zero_point) {
-  const float inv_scale = 1.0f / scale;
-  const float low = static_cast<float>(zero_point == nullptr ? kQMinSymmetric : kQMinAsymmetric);
-  const float q = std::nearbyint(x * inv_scale) +
-                  (zero_point == nullptr ? 0.0f : static_cast<float>(*zero_point));
-  return static_cast<int8_t>(std::fmin(std::fmax(q, low), static_cast<float>(kQMax)));
-}
-
 void test_static(const Case& c, Granularity granularity, bool asymmetric, const Threads& threads) {
   Random random(static_cast<uint64_t>(c.dim));
   const int64_t scales = scale_count(c, granularity);
@@ -82,7 +74,7 @@ void test_static(const Case& c, Granularity granularity, bool asymmetric, const 
       const int64_t i = scale_index(granularity, t, channel);
       const int64_t at = t * c.dim + channel;
       const int32_t* zero = asymmetric ? &zero_point[i] : nullptr;
-      if (!CHECK(q[at] == expected_q(x[t * p.x_stride_token + channel], scale[i], zero))) return;
+      if (!CHECK(q[at] == round_to_int8(x[t * p.x_stride_token + channel], scale[i], zero))) return;
       const auto centred = static_cast<float>(q[at] - (zero == nullptr ? 0 : *zero));
       if (!CHECK(back[at] == centred * scale[i])) return;
     }
@@ -118,7 +110,7 @@ void test_dynamic(const Case& c, Granularity granularity, const Threads& threads
     for (int64_t channel = 0; channel < c.dim; ++channel) {
       const float step = scale[scale_index(granularity, t, channel)];
       const float value = x[t * p.x_stride_token + channel];
-      if (!CHECK(q[t * c.dim + channel] == expected_q(value, step, nullptr))) return;
+      if (!CHECK(q[t * c.dim + channel] == round_to_int8(value, step, nullptr))) return;
     }
   }
 }
