@@ -1,7 +1,7 @@
 """Timing of one case: a checked kernel beside its baselines, interleaved, in one process.
 
-A case says what it moves and computes, so that every figure can be held against the machine's own roof, which
-is measured in the same run.
+A case says what it moves and computes, so that every figure can be held against the machine's own
+roof, which is measured in the same run.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 class BenchCase:
     """One operator at one shape.
 
-    check() compares with the float64 reference and raises; a wrong kernel has no speed. bytes_moved counts each
-    input once and each output once; operations counts a multiply and an add as two.
+    check() compares with the float64 reference and raises; a wrong kernel has no speed. bytes_moved
+    counts each input once and each output once; operations counts a multiply and an add as two.
     """
 
     op: str
@@ -43,7 +43,7 @@ class Timing:
 def interleave(
     runs: dict[str, Callable[[], object]], seconds: float = 0.5, minimum_rounds: int = 7
 ) -> dict[str, Timing]:
-    """Times the callables in turn, A B C A B C ..., so that a drift of the machine meets all of them.
+    """Times the callables in turn, A B C A B C ...: a drift of the machine meets all of them.
 
     Each round calls one callable often enough to last about a millisecond.
     """
@@ -70,7 +70,7 @@ def _timing(values: list[float]) -> Timing:
 
 
 def copy_bandwidth(size_bytes: int = 1 << 28) -> float:
-    """Bytes per second of a large copy, read and write counted: the roof of memory-bound kernels."""
+    """Bytes per second of a large copy, read and write counted: the roof of byte-bound kernels."""
     source = torch.ones(size_bytes // 4)
     target = torch.empty_like(source)
     timing = interleave({"copy": lambda: target.copy_(source)}, seconds=1.0)["copy"]
@@ -78,7 +78,7 @@ def copy_bandwidth(size_bytes: int = 1 << 28) -> float:
 
 
 def int8_gemm_rate(size: int = 2048) -> float:
-    """Operations per second of torch._int_mm, oneDNN's int8 product: the roof of arithmetic-bound kernels."""
+    """Operations per second of torch._int_mm: the roof of arithmetic-bound int8 kernels."""
     a = torch.ones(size, size, dtype=torch.int8)
     b = torch.ones(size, size, dtype=torch.int8).T
     timing = interleave({"gemm": lambda: torch._int_mm(a, b)}, seconds=1.0)["gemm"]

@@ -2,12 +2,13 @@
 
 import torch
 
-# int8 after a float reduction (norm, Hadamard, exp): another order of additions moves a value that lies within
-# one float32 rounding of a rounding boundary. One step, on at most this share of the elements.
+# int8 after a float reduction (norm, Hadamard, exp): another order of additions moves a value that
+# lies within one float32 rounding of a rounding boundary. One step, on at most this share of the
+# elements.
 INT8_STEP_SHARE = 1e-3
 
-# Float kernels: error against float64 at most twice that of plain torch in the same dtype, plus a floor of this
-# many units in the last place of the largest value (torch may happen to be exact).
+# Float kernels: error against float64 at most twice that of plain torch in the same dtype, plus a
+# floor of this many units in the last place of the largest value (torch may happen to be exact).
 FLOAT_ERROR_RATIO = 2.0
 FLOAT_FLOOR_ULPS = {torch.float32: 8.0, torch.float16: 1.0, torch.bfloat16: 1.0}
 
@@ -25,7 +26,9 @@ INT8_READOUT_SQNR_DB = 32.0
 
 def assert_equal(actual, expected):
     """Equal bits; on failure names the worst coordinate, both values and the count."""
-    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    assert actual.shape == expected.shape, (
+        f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    )
     assert actual.dtype == expected.dtype, f"dtype {actual.dtype}, expected {expected.dtype}"
     # NaN equals NaN here: equal bits is what is meant.
     both_nan = actual.isnan() & expected.isnan() if actual.is_floating_point() else False
@@ -35,9 +38,11 @@ def assert_equal(actual, expected):
 
 
 def assert_int8_close(actual, expected, share=INT8_STEP_SHARE):
-    """At most one step apart, on at most `share` of the elements (one element is always allowed)."""
+    """At most one step apart, on at most `share` of the elements (one is always allowed)."""
     assert actual.dtype == expected.dtype == torch.int8
-    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    assert actual.shape == expected.shape, (
+        f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    )
     step = (actual.int() - expected.int()).abs()
     if (step > 1).any():
         _fail("more than one int8 step apart", actual, expected, step > 1)
@@ -47,23 +52,31 @@ def assert_int8_close(actual, expected, share=INT8_STEP_SHARE):
 
 def assert_float_close(actual, reference, plain):
     """`reference` is float64; `plain` is what torch computes in the dtype of `actual`."""
-    assert actual.shape == reference.shape, f"shape {tuple(actual.shape)}, expected {tuple(reference.shape)}"
+    assert actual.shape == reference.shape, (
+        f"shape {tuple(actual.shape)}, expected {tuple(reference.shape)}"
+    )
     error = (actual.double() - reference).abs()
     ulp = torch.finfo(actual.dtype).eps * float(reference.abs().max()) if reference.numel() else 0.0
     floor = FLOAT_FLOOR_ULPS[actual.dtype] * ulp
-    bound = FLOAT_ERROR_RATIO * float((plain.double() - reference).abs().max()) if reference.numel() else 0.0
+    bound = (
+        FLOAT_ERROR_RATIO * float((plain.double() - reference).abs().max())
+        if reference.numel()
+        else 0.0
+    )
     too_far = ~(error <= bound + floor)
     if too_far.any():
         _fail(f"error above {bound + floor:.3g}", actual, reference, too_far)
 
 
 def _fail(what, actual, expected, where):
-    distance = torch.where(where, (actual.double() - expected.double()).abs(), -1.0).nan_to_num(nan=torch.inf)
+    distance = torch.where(where, (actual.double() - expected.double()).abs(), -1.0).nan_to_num(
+        nan=torch.inf
+    )
     worst = torch.unravel_index(distance.argmax(), distance.shape)
     index = tuple(int(i) for i in worst)
     raise AssertionError(
-        f"{what}: {int(where.sum())} of {where.numel()} elements; worst at {index}: got {actual[index].item()}, "
-        f"expected {expected[index].item()}"
+        f"{what}: {int(where.sum())} of {where.numel()} elements; worst at {index}: "
+        f"got {actual[index].item()}, expected {expected[index].item()}"
     )
 
 

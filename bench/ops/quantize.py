@@ -26,18 +26,32 @@ def cases(preset: str) -> Iterator[BenchCase]:
                 assert torch.equal(ops.quantize(x, scale), reference.quantize(x, scale))
 
             yield BenchCase(
-                "quantize", label, lambda x=x, scale=scale: ops.quantize(x, scale), check,
-                bytes_moved=5 * x.numel(), operations=4 * x.numel(),
+                "quantize",
+                label,
+                lambda x=x, scale=scale: ops.quantize(x, scale),
+                check,
+                bytes_moved=5 * x.numel(),
+                operations=4 * x.numel(),
                 baselines={
-                    "torch": lambda x=x, scale=scale: (x * (1 / scale)).round().clamp(-127, 127).to(torch.int8)
+                    "torch": lambda x=x, scale=scale: (
+                        (x * (1 / scale)).round().clamp(-127, 127).to(torch.int8)
+                    )
                 },
             )
             yield BenchCase(
-                "quantize_dynamic", label, lambda x=x: ops.quantize_dynamic(x, 0), check,
-                bytes_moved=5 * x.numel(), operations=6 * x.numel(),
+                "quantize_dynamic",
+                label,
+                lambda x=x: ops.quantize_dynamic(x, 0),
+                check,
+                bytes_moved=5 * x.numel(),
+                operations=6 * x.numel(),
             )
             yield BenchCase(
-                "dequantize", label, lambda q=q, scale=scale: ops.dequantize(q, scale), check,
-                bytes_moved=5 * x.numel(), operations=2 * x.numel(),
+                "dequantize",
+                label,
+                lambda q=q, scale=scale: ops.dequantize(q, scale),
+                check,
+                bytes_moved=5 * x.numel(),
+                operations=2 * x.numel(),
                 baselines={"torch": lambda q=q, scale=scale: q.float() * scale},
             )

@@ -66,7 +66,10 @@ const KernelTable& table() { return backends()[current().load(std::memory_order_
 
 const char* isa_name(Isa isa) { return backends()[static_cast<int32_t>(isa)].name; }
 
-bool isa_is_built(Isa isa) { return backends()[static_cast<int32_t>(isa)].is_built; }
+bool isa_is_built(Isa isa) {
+  const int32_t i = static_cast<int32_t>(isa);
+  return i >= 0 && i < kNumIsas && backends()[i].is_built;
+}
 
 bool isa_is_supported(Isa isa) { return isa_is_built(isa) && cpu_has(isa); }
 
@@ -86,10 +89,8 @@ Status force_isa(Isa isa) {
   return Status::ok();
 }
 
-#define MBQ_DEFINE_LAUNCHER(name, Params)                 \
-  Status name(const Params& p, const Threads& threads) {  \
-    return table().name(p, threads);                      \
-  }
+#define MBQ_DEFINE_LAUNCHER(name, Params) \
+  Status name(const Params& p, const Threads& threads) { return table().name(p, threads); }
 MBQ_CPU_KERNELS(MBQ_DEFINE_LAUNCHER)
 #undef MBQ_DEFINE_LAUNCHER
 

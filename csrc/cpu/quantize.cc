@@ -12,7 +12,9 @@ namespace {
 
 constexpr int64_t kElementsPerTask = 16384;
 
-int64_t rows_per_task(int64_t dim) { return dim >= kElementsPerTask ? 1 : kElementsPerTask / (dim + 1) + 1; }
+int64_t rows_per_task(int64_t dim) {
+  return dim >= kElementsPerTask ? 1 : kElementsPerTask / (dim + 1) + 1;
+}
 
 template <typename T>
 float row_amax(const T* x, int64_t dim) {

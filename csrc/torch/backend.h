@@ -20,7 +20,8 @@ inline Threads torch_threads() {
 
 inline void check_status(OpName op, const Status& status) {
   if (status.is_ok()) return;
-  TORCH_CHECK_NOT_IMPLEMENTED(status.code != Status::Code::kUnsupported, op.name, ": ", status.message);
+  TORCH_CHECK_NOT_IMPLEMENTED(status.code != Status::Code::kUnsupported, op.name, ": ",
+                              status.message);
   TORCH_CHECK(false, op.name, ": ", status.message);
 }
 

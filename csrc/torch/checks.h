@@ -29,8 +29,8 @@ inline DType float_dtype(OpName op, at::ScalarType type, const char* name) {
     case at::kBFloat16:
       return DType::kBF16;
     default:
-      TORCH_CHECK_TYPE(false, op.name, ": expected ", name, " of dtype float32, float16 or bfloat16, got ",
-                       type);
+      TORCH_CHECK_TYPE(false, op.name, ": expected ", name,
+                       " of dtype float32, float16 or bfloat16, got ", type);
   }
 }
 
@@ -38,41 +38,41 @@ inline DType float_or_int8_dtype(OpName op, const Tensor& t, const char* name) {
   if (t.scalar_type() == at::kChar) return DType::kI8;
   TORCH_CHECK_TYPE(t.scalar_type() == at::kFloat || t.scalar_type() == at::kHalf ||
                        t.scalar_type() == at::kBFloat16,
-                   op.name, ": expected ", name, " of dtype int8, float32, float16 or bfloat16, got ",
-                   t.scalar_type());
+                   op.name, ": expected ", name,
+                   " of dtype int8, float32, float16 or bfloat16, got ", t.scalar_type());
   return float_dtype(op, t.scalar_type(), name);
 }
 
 inline void check_dtype(OpName op, const Tensor& t, at::ScalarType type, const char* name) {
-  TORCH_CHECK_TYPE(t.scalar_type() == type, op.name, ": expected ", name, " of dtype ", type, ", got ",
-                   t.scalar_type());
+  TORCH_CHECK_TYPE(t.scalar_type() == type, op.name, ": expected ", name, " of dtype ", type,
+                   ", got ", t.scalar_type());
 }
 
 inline void check_dim(OpName op, const Tensor& t, int64_t dim, const char* name) {
-  TORCH_CHECK_VALUE(t.dim() == dim, op.name, ": expected ", name, " with ", dim, " dimensions, got shape ",
-                    t.sizes());
+  TORCH_CHECK_VALUE(t.dim() == dim, op.name, ": expected ", name, " with ", dim,
+                    " dimensions, got shape ", t.sizes());
 }
 
 // `meaning` spells the expected shape in the words of the docstring: "(dim,)".
 inline void check_shape(OpName op, const Tensor& t, at::IntArrayRef shape, const char* name,
                         const char* meaning) {
-  TORCH_CHECK_VALUE(t.sizes() == shape, op.name, ": expected ", name, " of shape ", meaning, " = ", shape,
-                    ", got ", t.sizes());
+  TORCH_CHECK_VALUE(t.sizes() == shape, op.name, ": expected ", name, " of shape ", meaning, " = ",
+                    shape, ", got ", t.sizes());
 }
 
 inline void check_last_dim_contiguous(OpName op, const Tensor& t, const char* name) {
-  TORCH_CHECK_VALUE(t.numel() == 0 || t.size(-1) == 1 || t.stride(-1) == 1, op.name, ": expected ", name,
-                    " with a contiguous last dimension, got strides ", t.strides());
+  TORCH_CHECK_VALUE(t.numel() == 0 || t.size(-1) == 1 || t.stride(-1) == 1, op.name, ": expected ",
+                    name, " with a contiguous last dimension, got strides ", t.strides());
 }
 
 inline void check_contiguous(OpName op, const Tensor& t, const char* name) {
-  TORCH_CHECK_VALUE(t.is_contiguous(), op.name, ": expected ", name, " to be contiguous, got strides ",
-                    t.strides(), " for shape ", t.sizes());
+  TORCH_CHECK_VALUE(t.is_contiguous(), op.name, ": expected ", name,
+                    " to be contiguous, got strides ", t.strides(), " for shape ", t.sizes());
 }
 
 inline void check_device(OpName op, const Tensor& t, const Tensor& like, const char* name) {
-  TORCH_CHECK_VALUE(t.device() == like.device(), op.name, ": expected ", name, " on device ", like.device(),
-                    ", got ", t.device());
+  TORCH_CHECK_VALUE(t.device() == like.device(), op.name, ": expected ", name, " on device ",
+                    like.device(), ", got ", t.device());
 }
 
 // A small contiguous parameter vector or matrix: dtype, shape, device and layout in one call.
@@ -84,8 +84,9 @@ inline void check_parameter(OpName op, const Tensor& t, at::ScalarType type, at:
   check_contiguous(op, t, name);
 }
 
-inline void check_parameter(OpName op, const OptionalTensor& t, at::ScalarType type, at::IntArrayRef shape,
-                            const Tensor& like, const char* name, const char* meaning) {
+inline void check_parameter(OpName op, const OptionalTensor& t, at::ScalarType type,
+                            at::IntArrayRef shape, const Tensor& like, const char* name,
+                            const char* meaning) {
   if (t.has_value()) check_parameter(op, *t, type, shape, like, name, meaning);
 }
 

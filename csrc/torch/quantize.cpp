@@ -15,7 +15,8 @@ namespace {
 Granularity granularity_of(OpName op, std::optional<int64_t> axis) {
   if (!axis.has_value()) return Granularity::kPerTensor;
   TORCH_CHECK_VALUE(*axis == 0 || *axis == 1, op.name,
-                    ": expected axis None (per tensor), 0 (per token) or 1 (per channel), got ", *axis);
+                    ": expected axis None (per tensor), 0 (per token) or 1 (per channel), got ",
+                    *axis);
   return *axis == 0 ? Granularity::kPerToken : Granularity::kPerChannel;
 }
 
@@ -29,8 +30,8 @@ void check_matrix(OpName op, const Tensor& t, const char* name) {
   check_last_dim_contiguous(op, t, name);
 }
 
-void check_scale(OpName op, const Tensor& scale, const OptionalTensor& zero_point, Granularity granularity,
-                 const Tensor& x) {
+void check_scale(OpName op, const Tensor& scale, const OptionalTensor& zero_point,
+                 Granularity granularity, const Tensor& x) {
   const int64_t count = scale_count(granularity, x);
   check_parameter(op, scale, at::kFloat, {count}, x, "scale", "(1,), (tokens,) or (dim,) by axis");
   check_parameter(op, zero_point, at::kInt, {count}, x, "zero_point", "as scale");

@@ -13,7 +13,7 @@ def normal(shape, generator, dtype=torch.float32):
 
 
 def with_outlier_channels(shape, generator, dtype=torch.float32, factor=100.0):
-    """Normal, with every eleventh channel `factor` times larger: the shape of Mamba's activations."""
+    """Normal, with every eleventh channel `factor` times larger, as Mamba's activations are."""
     x = torch.randn(shape, generator=generator)
     x[..., ::11] *= factor
     return x.to(dtype)
@@ -25,7 +25,7 @@ def int8(shape, generator):
 
 
 def offset_view(x):
-    """The same values as a view with a storage offset and padded rows (last dimension contiguous)."""
+    """The same values as a view with a offset and padded rows; last dimension contiguous."""
     rows = x.reshape(-1, x.shape[-1])
     wide = torch.full((rows.shape[0] + 1, rows.shape[1] + 3), 99, dtype=x.dtype)
     view = wide[1:, 2 : 2 + rows.shape[1]]

@@ -1,5 +1,5 @@
-"""What quantize, quantize_dynamic and dequantize compute. Scales and rounding are in float32, in the order that
-defines bit equality: inv_scale = 1 / scale, q = rne(x * inv_scale)."""
+"""What quantize, quantize_dynamic and dequantize compute. Scales and rounding are in float32, in
+the order that defines bit equality: inv_scale = 1 / scale, q = rne(x * inv_scale)."""
 
 import torch
 

@@ -35,9 +35,7 @@ inline F32 widen(__m128i x, Float16) { return {_mm256_cvtph_ps(x)}; }
 inline F32 widen(__m128i x, BFloat16) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16))};
 }
-inline F32 widen(__m128i x, int8_t) {
-  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x))};
-}
+inline F32 widen(__m128i x, int8_t) { return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x))}; }
 // T is Float16, BFloat16 (16 bytes a vector) or int8_t (8 bytes).
 template <typename T>
 inline F32 load(const T* p) {

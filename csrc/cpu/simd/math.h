@@ -12,8 +12,8 @@ namespace {
 inline F32 exp(F32 x) {
   x = max(min(x, set1(88.3f)), set1(-87.3f));
   const F32 n = round_even(x * set1(1.44269504088896341f));
-  F32 r = fnma(n, set1(0.693145751953125f), x);         // ln2, high part: 17 bits, n * high exact
-  r = fnma(n, set1(1.42860682030941723e-6f), r);        // ln2, low part
+  F32 r = fnma(n, set1(0.693145751953125f), x);   // ln2, high part: 17 bits, n * high exact
+  r = fnma(n, set1(1.42860682030941723e-6f), r);  // ln2, low part
   F32 p = set1(0.0013814601115882397f);
   p = fma(p, r, set1(0.008368716575205326f));
   p = fma(p, r, set1(0.04166838899254799f));

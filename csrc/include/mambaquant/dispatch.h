@@ -26,15 +26,15 @@ struct IntTag {
 }  // namespace mambaquant
 
 // Calls `body` (a generic lambda) with TypeTag<float | Float16 | BFloat16>.
-#define MBQ_DISPATCH_FLOAT(dtype, body)                                         \
-  ((dtype) == ::mambaquant::DType::kF32    ? (body)(::mambaquant::TypeTag<float>{})                \
-   : (dtype) == ::mambaquant::DType::kF16  ? (body)(::mambaquant::TypeTag<::mambaquant::Float16>{})  \
-   : (dtype) == ::mambaquant::DType::kBF16 ? (body)(::mambaquant::TypeTag<::mambaquant::BFloat16>{}) \
-                                           : ::mambaquant::Status::unsupported(                    \
-                                                 "expected dtype float32, float16 or bfloat16"))
+#define MBQ_DISPATCH_FLOAT(dtype, body)                                                            \
+  ((dtype) == ::mambaquant::DType::kF32   ? (body)(::mambaquant::TypeTag<float>{})                 \
+   : (dtype) == ::mambaquant::DType::kF16 ? (body)(::mambaquant::TypeTag<::mambaquant::Float16>{}) \
+   : (dtype) == ::mambaquant::DType::kBF16                                                         \
+       ? (body)(::mambaquant::TypeTag<::mambaquant::BFloat16>{})                                   \
+       : ::mambaquant::Status::unsupported("expected dtype float32, float16 or bfloat16"))
 
 // As above, and int8 too.
-#define MBQ_DISPATCH_FLOAT_OR_INT8(dtype, body)                                         \
+#define MBQ_DISPATCH_FLOAT_OR_INT8(dtype, body)                                  \
   ((dtype) == ::mambaquant::DType::kI8 ? (body)(::mambaquant::TypeTag<int8_t>{}) \
                                        : MBQ_DISPATCH_FLOAT(dtype, body))
 

@@ -9,11 +9,10 @@ scripts/gen_hadamard.py, and not symmetric for every m.
 from __future__ import annotations
 
 from functools import lru_cache
+from math import isqrt
 
 import torch
 from torch import Tensor
-
-from mambaquant_ext import _C
 
 
 def hadamard_transform(x: Tensor, inverse: bool = False) -> Tensor:
@@ -77,7 +76,8 @@ def hadamard_matrix(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
     Raises:
         ValueError: an unsupported n (the message names the nearest).
     """
-    matrix = torch.tensor(_C.hadamard_base(n), dtype=torch.float64)
+    base = torch.tensor(torch.ops.mambaquant_build.hadamard_base(n), dtype=torch.float64)
+    matrix = base.reshape(isqrt(base.numel()), -1)
     butterfly = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
     while matrix.shape[0] < n:
         matrix = torch.kron(matrix, butterfly)
@@ -87,7 +87,7 @@ def hadamard_matrix(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
 @lru_cache(maxsize=1)
 def supported_hadamard_sizes() -> tuple[int, ...]:
     """Every size that the transform supports, rising."""
-    return tuple(_C.supported_hadamard_sizes())
+    return tuple(torch.ops.mambaquant_build.supported_hadamard_sizes())
 
 
 def is_supported(n: int) -> bool:

@@ -1,4 +1,4 @@
-"""float to int8 and back, per tensor, per token or per channel (algorithm: uniform quantizer, A8/W8)."""
+"""float to int8 and back, per tensor, per token or per channel (the uniform quantizer of W8A8)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def quantize(
 ) -> Tensor:
     """Quantizes with given scales: q = clamp(rne(x / scale) + zero_point, qmin, 127).
 
-    Computed in float32 as x * (1 / scale), ties to even. qmin is -127 without a zero_point and -128 with
-    one. NaN and +inf give 127.
+    Computed in float32 as x * (1 / scale), ties to even. qmin is -127 without a zero_point and -128
+    with one. NaN and +inf give 127.
 
     Args:
         x: (tokens, dim), float16/bfloat16/float32; the last dimension is contiguous.
@@ -34,8 +34,8 @@ def quantize_dynamic(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor
     """Quantizes symmetrically with scales measured on x itself: scale = max(max|x|, 1e-12) / 127.
 
     Args:
-        x: (tokens, dim), float16/bfloat16/float32; the last dimension is contiguous. NaN does not count
-            towards max|x|.
+        x: (tokens, dim), float16/bfloat16/float32; the last dimension is contiguous. NaN does
+            not count towards max|x|.
         axis: None for one scale per tensor, 0 for one per token, 1 for one per channel.
 
     Returns:
