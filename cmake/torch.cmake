@@ -6,16 +6,16 @@ function(mbq_python_output variable code hint)
   execute_process(COMMAND "${Python_EXECUTABLE}" -c "${code}" OUTPUT_VARIABLE output
                   OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE failed ERROR_QUIET)
   if(failed)
-    message(FATAL_ERROR "${hint}")
+    mbq_fail("${hint}")
   endif()
   set(${variable} "${output}" PARENT_SCOPE)
 endfunction()
 
 mbq_python_output(MBQ_TORCH_PREFIX "import torch; print(torch.utils.cmake_prefix_path)"
-  "mambaquant_ext builds against the installed torch and found none for ${Python_EXECUTABLE}: install it first (pip install torch), then pip install --no-build-isolation .")
+  "found no torch to build against in ${Python_EXECUTABLE}: pip install 'torch>=2.10,<2.15', then pip install --no-build-isolation .")
 mbq_python_output(Torch_VERSION "import torch; print(torch.__version__)" "cannot read torch.__version__")
 if(Torch_VERSION VERSION_LESS 2.10)
-  message(FATAL_ERROR "mambaquant_ext: expected torch 2.10 or newer, got ${Torch_VERSION}: pip install --upgrade torch")
+  mbq_fail("expected torch 2.10 or newer, got ${Torch_VERSION}: pip install 'torch>=2.10,<2.15'")
 endif()
 
 # The paths directly, not find_package(Torch): that one asks for a CUDA toolkit whenever torch was built with
