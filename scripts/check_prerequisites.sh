@@ -13,6 +13,8 @@ command -v "$python" >/dev/null 2>&1 ||
   fail "$("$python" --version 2>&1) is too old: install Python 3.10 or newer, or name one with make PYTHON=python3.12"
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
   fail "this Python has no venv module: install it (Debian: apt install python3-venv)"
+"$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' ||
+  fail "this Python has no headers (Python.h): install them (Debian: apt install python3-dev)"
 
 if [ -n "${CXX:-}" ]; then
   # CXX may carry arguments, as in "ccache g++".

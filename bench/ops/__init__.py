@@ -1,5 +1,5 @@
 """The microbenchmark cases, one module per group; each has cases(preset) -> Iterator[BenchCase]."""
 
-from bench.ops import gemm, hadamard, norm, quantize
+from bench.ops import conv1d, gemm, hadamard, norm, quantize, selective_scan
 
-MODULES = [gemm, hadamard, norm, quantize]
+MODULES = [conv1d, gemm, hadamard, norm, quantize, selective_scan]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,8 @@ from bench.harness import BenchCase
 from bench.shapes import DECODE_TOKENS, MODELS, PREFILL_TOKENS, LayerShape
 from mambaquant_ext import ops
 
-# Decode reads weights that a model of many layers has just pushed out of the caches: enough copies to do the same.
+# Decode reads weights that a model of many layers has just pushed out of the caches: enough copies
+# to do the same.
 COLD_BYTES = 1 << 28
 
 
@@ -61,7 +62,12 @@ def _prefill(linear: Linear) -> Iterator[BenchCase]:
     packed = ops.pack_gemm_weight(weight)
     baselines = {"torch._int_mm, no epilogue": lambda: torch._int_mm(a, weight.T)}
 
-    def case(op, run, expect, out_bytes) -> BenchCase:
+    def case(
+        op: str,
+        run: Callable[[], torch.Tensor],
+        expect: Callable[[], torch.Tensor],
+        out_bytes: int,
+    ) -> BenchCase:
         def check() -> None:
             assert torch.equal(run(), expect())
 
@@ -83,7 +89,7 @@ def _prefill(linear: Linear) -> Iterator[BenchCase]:
 
 
 def _decode(linear: Linear) -> Iterator[BenchCase]:
-    """Cold weights: each call takes the next of many copies. The baseline only reads as many bytes."""
+    """Cold weights: each call takes the next of many copies. The baseline reads as many bytes."""
     from tests.reference import gemm as reference
 
     a, weight = linear.a, linear.weight
@@ -101,11 +107,14 @@ def _decode(linear: Linear) -> Iterator[BenchCase]:
     def run() -> torch.Tensor:
         return ops.gemm_dequantize(a, copies[following()], layout, *scales)
 
+    def read() -> torch.Tensor:
+        return plain[following()].sum()
+
     def check() -> None:
         assert torch.equal(run(), reference.gemm_dequantize(a, weight, *scales))
 
     moved = m * k + packed.numel() + 4 * m * n
-    baselines = {"torch.sum of the same bytes": lambda: plain[following()].sum()}
+    baselines = {"torch.sum of the same bytes": read}
     label = f"{linear.label} cold"
     yield BenchCase("gemm_dequantize", label, run, check, moved, 2 * m * n * k, baselines)
 

@@ -16,8 +16,9 @@ def additions(dim: int) -> int:
     """Additions and subtractions of one row: butterflies, and the base in groups of four blocks."""
     odd = dim // (dim & -dim)
     order = 1 if odd == 1 else 4 * odd
-    base = 0 if odd == 1 else 5 + order // 4  # (24 a group of four, order / 4 - 1 an output)
-    return dim * (int(math.log2(dim // order)) + base)
+    # 14 for the sums of a group of four, order / 4 - 1 for an output.
+    base = 0.0 if odd == 1 else 14 / 4 + order / 4 - 1
+    return int(dim * (math.log2(dim // order) + base))
 
 
 def cases(preset: str) -> Iterator[BenchCase]:

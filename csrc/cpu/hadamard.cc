@@ -1,19 +1,17 @@
-// hadamard_transform, hadamard_quantize. A row is transformed in float32 scratch in three kinds of
-// pass:
-//   1. lanes:     load and convert x; stages of stride 1 .. kLanes / 2 inside each vector, then up
-//   to kMaxRadixLog
-//                 more among the 2^r neighbouring vectors held in registers
-//   2. vertical:  stages of larger stride, up to kMaxRadixLog in one pass over the scratch
-//   3. base:      H_m across the m blocks, vectors along a block. Four blocks at a time are
-//   expanded into their 16
-//                 signed sums (24 additions), and each output block adds one of the 16 per group: m
-//                 / 4 - 1 additions an element instead of m - 1
-// The last pass hands its results to a sink (output, int8, or scratch with max|y|), which applies
-// 1 / sqrt(dim): nothing but x is read from memory and nothing but the result is written.
+// hadamard_transform, hadamard_quantize. A row is transformed in a float32 scratch row by passes:
+//   lanes     load and convert x; stages of stride 1 .. kLanes / 2 inside each vector, then up to
+//             kMaxRadixLog more among the 2^r neighbouring vectors held in registers
+//   vertical  stages of larger stride, up to kMaxRadixLog at a time
+//   base      H_m across the m blocks, vectors along a block. Four blocks at a time are expanded
+//             into their signed sums, and each output block adds one sum of every group: about
+//             m / 4 + 2.5 additions an element instead of m - 1
+//   finish    max|y| where the scale is dynamic; 1 / sqrt(dim) and scale as one factor; the store
+// Nothing but x is read from memory and nothing but the result is written.
 //
-// Bound: float32 to int8 moves 5 bytes an element. Arithmetic per 16 elements: 4 fma and 4 shuffles
-// in the lanes (4 cycles, two ports), one addition for each further stage, m / 4 + 5 additions for
-// the base.
+// Bound: float32 to int8 moves 5 bytes an element. Instructions per vector, on two ports: lanes 4
+// shuffles and 4 fma, one addition for each further stage, m / 4 + 2.5 for the base, 5 to quantize.
+// With 16 lanes that is 20 for dim 2048 and 24 for 5120: 10 and 12 cycles, measured 4.3 and 4.9 ns,
+// for 80 bytes. Rows in cache are therefore bound by arithmetic, rows in memory by bytes.
 //
 // The scratch row is on the stack (a compile-time bound of 128 KiB, of which dim floats are
 // touched): no workspace to size and pass for something that never leaves L1 or L2.
@@ -21,6 +19,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/simd/quant.h"
+#include "mambaquant/hadamard_base.h"
 
 namespace mambaquant::cpu::MBQ_ISA {
 
@@ -30,14 +29,17 @@ constexpr int64_t kElementsPerTask = 8192;
 // 2^kMaxRadixLog vectors are in flight: half of the 32 or 16 registers.
 constexpr int32_t kMaxRadixLog = kLanes == 16 ? 4 : 3;
 constexpr int32_t kMaxPasses = 8;
-constexpr int64_t kMaxGroups = 15;  // of four blocks
+constexpr int64_t kMaxGroups = kMaxHadamardBaseOrder / 4;
 constexpr int64_t kVectorBytes = 64;
+
+constexpr int32_t kNumBases = sizeof(kHadamardBases) / sizeof(kHadamardBases[0]);
 
 // How a row is worked off; the same for every row of a call.
 struct Plan {
   int64_t dim, block;          // block = 2^k
   int64_t base_order, groups;  // m, m / 4
-  const uint64_t* base_signs;
+  const uint64_t* signs;       // of the base, by output block
+  bool inverse;
   int32_t passes;  // lanes pass and vertical passes
   int32_t radix_log[kMaxPasses];
   float norm;  // 1 / sqrt(dim)
@@ -47,7 +49,10 @@ Plan make_plan(const HadamardParams& p) {
   Plan plan{};
   plan.dim = p.dim;
   plan.base_order = p.base_order;
-  plan.base_signs = p.base_signs;
+  for (const HadamardBase& base : kHadamardBases) {
+    if (base.order == p.base_order) plan.signs = p.inverse ? base.inverse : base.forward;
+  }
+  plan.inverse = p.inverse;
   plan.groups = p.base_order / 4;
   plan.block = p.dim / p.base_order;
   int32_t stages = 0;  // beyond the lanes
@@ -60,40 +65,6 @@ Plan make_plan(const HadamardParams& p) {
   plan.norm = reduce_max(set1(1.0f) / sqrt(set1(static_cast<float>(p.dim))));
   return plan;
 }
-
-// What becomes of a finished vector at column i; n: only its first n lanes.
-struct ToScratch {
-  float* row;
-  void operator()(int64_t i, F32 v) { store(row + i, v); }
-  void operator()(int64_t i, F32 v, int64_t n) { store(row + i, v, n); }
-};
-struct ToScratchWithAmax {
-  float* row;
-  F32 amax;
-  void operator()(int64_t i, F32 v) {
-    amax = max(abs(v), amax);
-    store(row + i, v);
-  }
-  void operator()(int64_t i, F32 v, int64_t n) {
-    amax = max(abs(keep_first(v, n)), amax);
-    store(row + i, v, n);
-  }
-};
-struct ToInt8 {
-  int8_t* q;
-  F32 multiplier;  // norm / scale
-  void operator()(int64_t i, F32 v) { store(q + i, quantize_symmetric(v, multiplier)); }
-  void operator()(int64_t i, F32 v, int64_t n) {
-    store(q + i, quantize_symmetric(v, multiplier), n);
-  }
-};
-template <typename T>
-struct ToOutput {
-  T* y;
-  F32 norm;
-  void operator()(int64_t i, F32 v) { store(y + i, v * norm); }
-  void operator()(int64_t i, F32 v, int64_t n) { store(y + i, v * norm, n); }
-};
 
 // Sylvester's transform among 2^kLog vectors, small strides first.
 template <int32_t kLog>
@@ -124,7 +95,7 @@ inline void with_radix(int32_t log, const F& f) {
 }
 
 template <int32_t kLog, typename T>
-void lanes_pass(const T* x, float* scratch, int64_t dim) {
+void lanes_pass(const T* x, float* row, int64_t dim) {
   constexpr int32_t kRadix = 1 << kLog;
   for (int64_t base = 0; base < dim; base += kRadix * kLanes) {
     F32 v[kRadix];
@@ -132,171 +103,202 @@ void lanes_pass(const T* x, float* scratch, int64_t dim) {
     for (int32_t i = 0; i < kRadix; ++i) v[i] = hadamard_lanes(load(x + base + i * kLanes));
     butterflies<kLog>(v);
 #pragma GCC unroll 16
-    for (int32_t i = 0; i < kRadix; ++i) store(scratch + base + i * kLanes, v[i]);
+    for (int32_t i = 0; i < kRadix; ++i) store(row + base + i * kLanes, v[i]);
   }
 }
 
 // Blocks shorter than a vector: H of a zero-padded block begins with H of the block.
 template <typename T>
-void short_lanes_pass(const T* x, float* scratch, int64_t dim, int64_t block) {
+void short_lanes_pass(const T* x, float* row, int64_t dim, int64_t block) {
   for (int64_t base = 0; base < dim; base += block) {
-    store(scratch + base, hadamard_lanes(load(x + base, block)), block);
+    store(row + base, hadamard_lanes(load(x + base, block)), block);
   }
 }
 
 // kLog stages, the first of them with this stride.
-template <int32_t kLog, typename Sink>
-void vertical_pass(const float* scratch, int64_t dim, int64_t stride, Sink& sink) {
+template <int32_t kLog>
+void vertical_pass(float* row, int64_t dim, int64_t stride) {
   constexpr int32_t kRadix = 1 << kLog;
   for (int64_t base = 0; base < dim; base += stride * kRadix) {
     for (int64_t j = base; j < base + stride; j += kLanes) {
       F32 v[kRadix];
 #pragma GCC unroll 16
-      for (int32_t i = 0; i < kRadix; ++i) v[i] = load(scratch + j + i * stride);
+      for (int32_t i = 0; i < kRadix; ++i) v[i] = load(row + j + i * stride);
       butterflies<kLog>(v);
 #pragma GCC unroll 16
-      for (int32_t i = 0; i < kRadix; ++i) sink(j + i * stride, v[i]);
+      for (int32_t i = 0; i < kRadix; ++i) store(row + j + i * stride, v[i]);
     }
   }
 }
 
-// sums[s] = +-a +-b +-c +-d, where bit 0, 1, 2, 3 of s negates a, b, c, d.
-inline void expand_group(F32 a, F32 b, F32 c, F32 d, float (*sums)[kLanes]) {
-  const F32 zero = set1(0.0f);
-  const F32 low[4] = {a + b, b - a, a - b, zero - (a + b)};
-  const F32 high[4] = {c + d, d - c, c - d, zero - (c + d)};
+// The base at one vector position of every block, its signs known to the compiler. Bit 0, 1, 2 of s
+// negates a, b, c in sums[g][s] = +-a +-b +-c + d; a sum with -d is subtracted, as its complement.
+// The outer loops unroll completely.
+template <int32_t kIndex>
+inline void base_vector(float* row, int64_t block) {
+  constexpr const HadamardBase& kBase = kHadamardBases[kIndex];
+  constexpr int32_t kOrder = static_cast<int32_t>(kBase.order), kGroups = kOrder / 4;
+  F32 sums[kGroups][8];
 #pragma GCC unroll 16
-  for (int32_t s = 0; s < 16; ++s) store(sums[s], low[s % 4] + high[s / 4]);
+  for (int32_t g = 0; g < kGroups; ++g) {
+    const float* first = row + 4 * g * block;
+    const F32 a = load(first), b = load(first + block);
+    const F32 c = load(first + 2 * block), d = load(first + 3 * block);
+    const F32 low[4] = {a + b, b - a, a - b, set1(0.0f) - (a + b)};
+    const F32 high[2] = {c + d, d - c};
+#pragma GCC unroll 8
+    for (int32_t s = 0; s < 8; ++s) sums[g][s] = low[s % 4] + high[s / 4];
+  }
+#pragma GCC unroll 64
+  for (int32_t r = 0; r < kOrder; ++r) {
+    const uint64_t signs = kBase.forward[r];
+    F32 total = (signs & 8u) == 0 ? sums[0][signs & 7u] : set1(0.0f) - sums[0][~signs & 7u];
+#pragma GCC unroll 16
+    for (int32_t g = 1; g < kGroups; ++g) {
+      const uint64_t code = (signs >> (4 * g)) & 15u;
+      total = code < 8 ? total + sums[g][code] : total - sums[g][15 - code];
+    }
+    store(row + r * block, total);
+  }
 }
 
-// kGroups = m / 4 where it is known at compile time, 0 otherwise. `load_block(column)` and `sink`
-// see one vector.
-template <int64_t kGroups, typename LoadBlock, typename StoreBlock>
-inline void base_vector(const Plan& plan, int64_t j, const LoadBlock& load_block,
-                        const StoreBlock& store_block) {
-  alignas(kVectorBytes) float sums[kGroups > 0 ? kGroups : kMaxGroups][16][kLanes];
-  const int64_t groups = kGroups > 0 ? kGroups : plan.groups;
-  const int64_t block = plan.block;
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t i = 4 * g * block + j;
-    expand_group(load_block(i), load_block(i + block), load_block(i + 2 * block),
-                 load_block(i + 3 * block), sums[g]);
+// As base_vector for any base, or the first n lanes of it, by look-up: sums[g] holds all 16 signed
+// sums.
+template <typename Load, typename Store>
+inline void any_base_vector(const Plan& plan, float* row, const Load& load_block,
+                            const Store& store_block) {
+  alignas(kVectorBytes) float sums[kMaxGroups][16][kLanes];
+  for (int64_t g = 0; g < plan.groups; ++g) {
+    const float* first = row + 4 * g * plan.block;
+    const F32 a = load_block(first), b = load_block(first + plan.block);
+    const F32 c = load_block(first + 2 * plan.block), d = load_block(first + 3 * plan.block);
+    const F32 low[4] = {a + b, b - a, a - b, set1(0.0f) - (a + b)};
+    const F32 high[4] = {c + d, d - c, c - d, set1(0.0f) - (c + d)};
+#pragma GCC unroll 16
+    for (int32_t s = 0; s < 16; ++s) store(sums[g][s], low[s % 4] + high[s / 4]);
   }
-  for (int64_t r = 0; r < 4 * groups; ++r) {
-    uint64_t signs = plan.base_signs[r];
+  for (int64_t r = 0; r < plan.base_order; ++r) {
+    uint64_t signs = plan.signs[r];
     F32 total = load(sums[0][signs & 15u]);
-#pragma GCC unroll 8
-    for (int64_t g = 1; g < groups; ++g) {
+    for (int64_t g = 1; g < plan.groups; ++g) {
       signs >>= 4;
       total = total + load(sums[g][signs & 15u]);
     }
-    store_block(r * block + j, total);
+    store_block(row + r * plan.block, total);
   }
 }
 
-template <int64_t kGroups, typename Sink>
-void base_pass(const Plan& plan, const float* scratch, Sink& sink) {
-  for (int64_t j = 0; j < plan.block; j += kLanes) {
-    base_vector<kGroups>(
-        plan, j, [&](int64_t i) { return load(scratch + i); },
-        [&](int64_t i, F32 v) { sink(i, v); });
+// kIndex: the first base that is still a candidate.
+template <int32_t kIndex = 1>
+void forward_base_pass(const Plan& plan, float* row) {
+  if constexpr (kIndex < kNumBases) {
+    if (plan.base_order != kHadamardBases[kIndex].order) {
+      return forward_base_pass<kIndex + 1>(plan, row);
+    }
+    for (int64_t j = 0; j < plan.block; j += kLanes) base_vector<kIndex>(row + j, plan.block);
   }
 }
 
-// NOTE(base-order): every row of H_m is read whole before any block is written, so scratch may be
-// the sink's row.
-template <typename Sink>
-void run_base(const Plan& plan, const float* scratch, Sink& sink) {
+void base_pass(const Plan& plan, float* row) {
   const int64_t block = plan.block;
   if (block < kLanes) {
-    return base_vector<0>(
-        plan, 0, [&](int64_t i) { return load(scratch + i, block); },
-        [&](int64_t i, F32 v) { sink(i, v, block); });
+    return any_base_vector(
+        plan, row, [&](const float* p) { return load(p, block); },
+        [&](float* p, F32 v) { store(p, v, block); });
   }
-  switch (plan.groups) {
-    case 3:
-      return base_pass<3>(plan, scratch, sink);
-    case 5:
-      return base_pass<5>(plan, scratch, sink);
-    case 7:
-      return base_pass<7>(plan, scratch, sink);
-    default:
-      return base_pass<0>(plan, scratch, sink);
+  if (!plan.inverse) return forward_base_pass(plan, row);
+  for (int64_t j = 0; j < block; j += kLanes) {
+    any_base_vector(
+        plan, row + j, [](const float* p) { return load(p); },
+        [](float* p, F32 v) { store(p, v); });
   }
 }
 
-// x to the sink, by way of the scratch row.
-template <typename T, typename Sink>
-void transform_row(const Plan& plan, const T* x, float* scratch, Sink& sink) {
+// x H sqrt(dim) into row.
+template <typename T>
+void transform_row(const Plan& plan, const T* x, float* row) {
   if (plan.block < kLanes) {
-    short_lanes_pass(x, scratch, plan.dim, plan.block);
-    if (plan.base_order == 1) return sink(0, load(scratch, plan.dim), plan.dim);
-    return run_base(plan, scratch, sink);
+    short_lanes_pass(x, row, plan.dim, plan.block);
+  } else {
+    with_radix(plan.radix_log[0], [&](auto log) { lanes_pass<log.value>(x, row, plan.dim); });
+    int64_t stride = kLanes << plan.radix_log[0];
+    for (int32_t i = 1; i < plan.passes; ++i) {
+      with_radix(plan.radix_log[i],
+                 [&](auto log) { vertical_pass<log.value>(row, plan.dim, stride); });
+      stride <<= plan.radix_log[i];
+    }
   }
-  with_radix(plan.radix_log[0], [&](auto log) { lanes_pass<log.value>(x, scratch, plan.dim); });
-  int64_t stride = kLanes << plan.radix_log[0];
-  const int32_t last = plan.base_order == 1 ? plan.passes - 1 : plan.passes;
-  for (int32_t i = 1; i < last; ++i) {
-    ToScratch to_scratch{scratch};
-    with_radix(plan.radix_log[i],
-               [&](auto log) { vertical_pass<log.value>(scratch, plan.dim, stride, to_scratch); });
-    stride <<= plan.radix_log[i];
-  }
-  if (plan.base_order != 1) return run_base(plan, scratch, sink);
-  const int32_t radix_log = plan.passes > 1 ? plan.radix_log[last] : 0;
-  with_radix(radix_log,
-             [&](auto log) { vertical_pass<log.value>(scratch, plan.dim, stride, sink); });
+  if (plan.base_order != 1) base_pass(plan, row);
 }
 
-// `body` is called as body(plan, token, scratch).
-template <typename Body>
-Status for_each_row(const HadamardParams& p, const Threads& threads, const Body& body) {
+template <typename T>
+void finish_row(const float* row, float norm, T* y, int64_t dim) {
+  const F32 factor = set1(norm);
+  int64_t c = 0;
+  for (; c + kLanes <= dim; c += kLanes) store(y + c, load(row + c) * factor);
+  if (c < dim) store(y + c, load(row + c, dim - c) * factor, dim - c);
+}
+
+float row_amax(const float* row, int64_t dim) {
+  F32 first = set1(0.0f), second = set1(0.0f);
+  int64_t c = 0;
+  for (; c + 2 * kLanes <= dim; c += 2 * kLanes) {
+    first = max(abs(load(row + c)), first);
+    second = max(abs(load(row + c + kLanes)), second);
+  }
+  for (; c < dim; c += kLanes) {
+    first = max(abs(load(row + c, dim - c < kLanes ? dim - c : kLanes)), first);
+  }
+  return reduce_max(max(first, second));
+}
+
+void finish_row_int8(const float* row, float multiplier, int8_t* q, int64_t dim) {
+  const F32 factor = set1(multiplier);
+  int64_t c = 0;
+  for (; c + 4 * kLanes <= dim; c += 4 * kLanes) {
+    store4_symmetric(q + c, load(row + c), load(row + c + kLanes), load(row + c + 2 * kLanes),
+                     load(row + c + 3 * kLanes), factor);
+  }
+  for (; c < dim; c += kLanes) {
+    const int64_t n = dim - c < kLanes ? dim - c : kLanes;
+    store_symmetric(q + c, load(row + c, n), factor, n);
+  }
+}
+
+// Transforms each row and calls finish(plan, token, row).
+template <typename T, typename Finish>
+Status for_each_row(const HadamardParams& p, const Threads& threads, const Finish& finish) {
   const Plan plan = make_plan(p);
+  const T* x = static_cast<const T*>(p.x);
   threads.parallel_for(p.tokens, kElementsPerTask / p.dim + 1, [&](int64_t begin, int64_t end) {
-    alignas(kVectorBytes) float scratch[kMaxHadamardDim];
-    for (int64_t t = begin; t < end; ++t) body(plan, t, static_cast<float*>(scratch));
+    alignas(kVectorBytes) float row[kMaxHadamardDim];
+    for (int64_t t = begin; t < end; ++t) {
+      transform_row(plan, x + t * p.x_stride_token, row);
+      finish(plan, t, row);
+    }
   });
   return Status::ok();
-}
-
-template <typename T>
-Status transform_typed(const HadamardParams& p, const Threads& threads) {
-  return for_each_row(p, threads, [&](const Plan& plan, int64_t t, float* scratch) {
-    ToOutput<T> sink{static_cast<T*>(p.y) + t * p.dim, set1(plan.norm)};
-    transform_row(plan, static_cast<const T*>(p.x) + t * p.x_stride_token, scratch, sink);
-  });
-}
-
-template <typename T>
-Status quantize_typed(const HadamardParams& p, const Threads& threads) {
-  return for_each_row(p, threads, [&](const Plan& plan, int64_t t, float* scratch) {
-    const T* x = static_cast<const T*>(p.x) + t * p.x_stride_token;
-    ToInt8 to_int8{p.q + t * p.dim, set1(0.0f)};
-    if (p.scale != nullptr) {
-      to_int8.multiplier = set1(plan.norm * (1.0f / p.scale[0]));
-      return transform_row(plan, x, scratch, to_int8);
-    }
-    ToScratchWithAmax measured{scratch, set1(0.0f)};
-    transform_row(plan, x, scratch, measured);
-    p.scale_out[t] = scale_from_amax(reduce_max(measured.amax) * plan.norm);
-    to_int8.multiplier = set1(plan.norm * (1.0f / p.scale_out[t]));
-    int64_t c = 0;
-    for (; c + kLanes <= plan.dim; c += kLanes) to_int8(c, load(scratch + c));
-    if (c < plan.dim) to_int8(c, load(scratch + c, plan.dim - c), plan.dim - c);
-  });
 }
 
 }  // namespace
 
 Status hadamard_transform(const HadamardParams& p, const Threads& threads) {
   return MBQ_DISPATCH_FLOAT(p.x_dtype, [&](auto tag) {
-    return transform_typed<typename decltype(tag)::type>(p, threads);
+    using T = typename decltype(tag)::type;
+    return for_each_row<T>(p, threads, [&](const Plan& plan, int64_t t, const float* row) {
+      finish_row(row, plan.norm, static_cast<T*>(p.y) + t * p.dim, p.dim);
+    });
   });
 }
 
 Status hadamard_quantize(const HadamardParams& p, const Threads& threads) {
   return MBQ_DISPATCH_FLOAT(p.x_dtype, [&](auto tag) {
-    return quantize_typed<typename decltype(tag)::type>(p, threads);
+    using T = typename decltype(tag)::type;
+    return for_each_row<T>(p, threads, [&](const Plan& plan, int64_t t, const float* row) {
+      if (p.scale == nullptr) p.scale_out[t] = scale_from_amax(row_amax(row, p.dim) * plan.norm);
+      const float scale = p.scale == nullptr ? p.scale_out[t] : p.scale[0];
+      finish_row_int8(row, plan.norm * (1.0f / scale), p.q + t * p.dim, p.dim);
+    });
   });
 }
 

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <sstream>
 #include <tuple>
 
 #include "torch/backend.h"
@@ -11,6 +12,40 @@
 #include "torch/hadamard_sizes.h"
 
 namespace mambaquant::binding {
+
+const HadamardBase* find_hadamard_base(int64_t n) {
+  if (n < 1 || n > kMaxHadamardDim) return nullptr;
+  for (const HadamardBase& base : kHadamardBases) {
+    const int64_t block = n / base.order;
+    if (n % base.order == 0 && (block & (block - 1)) == 0) return &base;
+  }
+  return nullptr;
+}
+
+std::vector<int64_t> supported_hadamard_sizes() {
+  std::vector<int64_t> sizes;
+  for (int64_t n = 1; n <= kMaxHadamardDim; ++n) {
+    if (find_hadamard_base(n) != nullptr) sizes.push_back(n);
+  }
+  return sizes;
+}
+
+std::string unsupported_hadamard_size(int64_t n) {
+  int64_t below = 0, above = 0;
+  for (const int64_t size : supported_hadamard_sizes()) {
+    if (size < n) below = size;
+    if (size > n && above == 0) above = size;
+  }
+  std::ostringstream message;
+  message << "p * 2^k with p = 1, or p = 3, 5, ... 15 and k >= 2, at most " << kMaxHadamardDim
+          << " (nearest: ";
+  if (below != 0) message << below;
+  if (below != 0 && above != 0) message << " and ";
+  if (above != 0) message << above;
+  message << "), got " << n;
+  return message.str();
+}
+
 namespace {
 
 HadamardParams make_params(OpName op, const Tensor& x, bool inverse) {
@@ -25,8 +60,7 @@ HadamardParams make_params(OpName op, const Tensor& x, bool inverse) {
   p.dim = x.size(1);
   p.x_stride_token = x.stride(0);
   p.base_order = base->order;
-  // Output block r is the sum over i of x_i H[i][r]: column r; of the transpose, row r.
-  p.base_signs = inverse ? base->rows.data() : base->columns.data();
+  p.inverse = inverse;
   p.x = x.const_data_ptr();
   return p;
 }

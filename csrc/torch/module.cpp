@@ -1,9 +1,9 @@
-// torch.ops.mambaquant_build: what is not a tensor operator (build facts, ISA choice). Written as torch
-// operators too, so that the library needs nothing of Python's C API: no headers to build, and one binary
-// for every Python version.
-#include <c10/util/Exception.h>
-#include <torch/library.h>
+// The extension module mambaquant_ext._C: what is not a tensor operator (build facts, ISA choice). Loading it
+// also registers the operators of schema.cpp.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -30,48 +30,45 @@ std::string join(const std::vector<std::string>& names) {
   return joined;
 }
 
-std::string built_isas() { return join(isa_names(&mambaquant::cpu::isa_is_built)); }
-std::string supported_isas() { return join(isa_names(&mambaquant::cpu::isa_is_supported)); }
-std::string current_isa() { return mambaquant::cpu::isa_name(mambaquant::cpu::current_isa()); }
-
-void force_isa(std::string name) {
+void force_isa(const std::string& name) {
   for (int32_t i = 0; i < mambaquant::cpu::kNumIsas; ++i) {
     const Isa isa = static_cast<Isa>(i);
     if (name != mambaquant::cpu::isa_name(isa)) continue;
     const Status status = mambaquant::cpu::force_isa(isa);
-    TORCH_CHECK_VALUE(status.is_ok(), "force_isa: ", name, ": ", status.message,
-                      "; available: ", supported_isas());
-    return;
+    if (status.is_ok()) return;
+    throw std::invalid_argument("force_isa: " + name + ": " + status.message + "; available: " +
+                                join(isa_names(&mambaquant::cpu::isa_is_supported)));
   }
-  TORCH_CHECK_VALUE(false, "force_isa: expected one of ", join(isa_names([](Isa) { return true; })),
-                    ", got '", name, "'");
+  throw std::invalid_argument("force_isa: expected one of " +
+                              join(isa_names([](Isa) { return true; })) + ", got '" + name + "'");
 }
 
-// The base matrix H_m of the transform of size n, row by row: m * m entries of +-1.
-std::vector<int64_t> hadamard_base(int64_t n) {
-  const mambaquant::binding::HadamardBase* base = mambaquant::binding::find_hadamard_base(n);
-  TORCH_CHECK_VALUE(base != nullptr, "hadamard: expected n of ",
-                    mambaquant::binding::unsupported_hadamard_size(n));
-  std::vector<int64_t> entries;
-  const auto order = static_cast<size_t>(base->order);
-  for (size_t r = 0; r < order; ++r) {
-    for (size_t c = 0; c < order; ++c) entries.push_back((base->rows[r] >> c) & 1u ? -1 : 1);
+// The base matrix H_m of the transform of size n, as rows of +-1.
+std::vector<std::vector<int>> hadamard_base(int64_t n) {
+  const mambaquant::HadamardBase* base = mambaquant::binding::find_hadamard_base(n);
+  if (base == nullptr) {
+    throw std::invalid_argument("hadamard: expected n of " +
+                                mambaquant::binding::unsupported_hadamard_size(n));
   }
-  return entries;
+  std::vector<std::vector<int>> matrix;
+  for (int64_t r = 0; r < base->order; ++r) {
+    std::vector<int>& row = matrix.emplace_back();
+    for (int64_t c = 0; c < base->order; ++c) row.push_back((base->inverse[r] >> c) & 1u ? -1 : 1);
+  }
+  return matrix;
 }
 
 }  // namespace
 
-// Names are joined by ", ".
-TORCH_LIBRARY(mambaquant_build, m) {
-  m.def("version() -> str", [] { return std::string(MBQ_VERSION); });
-  m.def("torch_version() -> str", [] { return std::string(MBQ_TORCH_VERSION); });
-  m.def("compiler() -> str", [] { return std::string(MBQ_COMPILER); });
-  m.def("has_cuda() -> bool", [] { return false; });
-  m.def("built_isas() -> str", &built_isas);
-  m.def("supported_isas() -> str", &supported_isas);
-  m.def("current_isa() -> str", &current_isa);
-  m.def("hadamard_base(int n) -> int[]", &hadamard_base);
-  m.def("supported_hadamard_sizes() -> int[]", &mambaquant::binding::supported_hadamard_sizes);
-  m.def("force_isa(str name) -> ()", &force_isa);
+PYBIND11_MODULE(_C, m) {
+  m.attr("version") = MBQ_VERSION;
+  m.attr("torch_version") = MBQ_TORCH_VERSION;
+  m.attr("compiler") = MBQ_COMPILER;
+  m.attr("has_cuda") = false;
+  m.def("built_isas", [] { return isa_names(&mambaquant::cpu::isa_is_built); });
+  m.def("supported_isas", [] { return isa_names(&mambaquant::cpu::isa_is_supported); });
+  m.def("current_isa", [] { return std::string(mambaquant::cpu::isa_name(mambaquant::cpu::current_isa())); });
+  m.def("hadamard_base", &hadamard_base, pybind11::arg("n"));
+  m.def("supported_hadamard_sizes", &mambaquant::binding::supported_hadamard_sizes);
+  m.def("force_isa", &force_isa, pybind11::arg("name"));
 }

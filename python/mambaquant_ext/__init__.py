@@ -1,7 +1,36 @@
-"""MambaQuant in real int8: rotate, smooth, pack and run Mamba models on hand-written kernels."""
+"""MambaQuant in real int8: rotate, smooth, pack and run Mamba models on hand-written kernels.
+
+    from mambaquant_ext import quantize_, recipe
+    packed = quantize_(model, batches, recipe("w8a8"))   # model: transformers.MambaForCausalLM
+"""
 
 from mambaquant_ext._load import built_isas, current_isa, force_isa, forced_isa, supported_isas
+from mambaquant_ext.artifacts import CheckpointError, PackedModel
+from mambaquant_ext.checkpoint import load, save
+from mambaquant_ext.config import Fidelity, Granularity, Observer, Recipe, Rotation, recipe
+from mambaquant_ext.pipeline import quantize_
+from mambaquant_ext.run import QuantMambaBlock
+from mambaquant_ext.selftest import self_test
 
 __version__ = "0.1.0"
 
-__all__ = ["built_isas", "current_isa", "force_isa", "forced_isa", "supported_isas"]
+__all__ = [
+    "CheckpointError",
+    "Fidelity",
+    "Granularity",
+    "Observer",
+    "PackedModel",
+    "QuantMambaBlock",
+    "Recipe",
+    "Rotation",
+    "built_isas",
+    "current_isa",
+    "force_isa",
+    "forced_isa",
+    "load",
+    "quantize_",
+    "recipe",
+    "save",
+    "self_test",
+    "supported_isas",
+]

@@ -5,61 +5,55 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
-_LIBRARY = Path(__file__).with_name("_C.so")
-_REINSTALL = (
-    "reinstall it in its source folder with "
-    "`pip install --no-build-isolation --force-reinstall --no-deps .`"
-)
-
 try:
-    torch.ops.load_library(_LIBRARY)
-except OSError as error:
+    from mambaquant_ext import _C
+except ImportError as error:
     raise ImportError(
-        f"mambaquant_ext: cannot load the compiled extension with torch {torch.__version__} "
-        f"({error.__cause__ or error}). It is built against one torch version: {_REINSTALL}."
+        f"mambaquant_ext: cannot load the compiled extension with torch {torch.__version__} ({error}). "
+        "It is built against one torch version: reinstall it with "
+        "`pip install --no-build-isolation --force-reinstall --no-deps .` in its source folder."
     ) from error
 
-_build = torch.ops.mambaquant_build
 ISA_VARIABLE = "MAMBAQUANT_CPU_ISA"
 
 
 def _check_torch_version() -> None:
-    built, running = _build.torch_version(), torch.__version__
-    if built.split("+")[0].split(".")[:2] != running.split("+")[0].split(".")[:2]:
+    built, running = _C.torch_version.split("+")[0], torch.__version__.split("+")[0]
+    if built.split(".")[:2] != running.split(".")[:2]:
         raise ImportError(
-            f"mambaquant_ext: built against torch {built}, but torch {running} is installed; "
-            f"{_REINSTALL}."
+            f"mambaquant_ext: built against torch {_C.torch_version}, but torch {torch.__version__} is "
+            "installed; reinstall it with `pip install --no-build-isolation --force-reinstall --no-deps .`"
         )
 
 
-def _names(joined: str) -> list[str]:
-    return joined.split(", ")
+def build_info() -> dict[str, str | bool]:
+    """What the extension was built with: torch, compiler, whether CUDA kernels are in it."""
+    return {"built_with_torch": _C.torch_version, "compiler": _C.compiler, "cuda": _C.has_cuda}
 
 
 def built_isas() -> list[str]:
     """Instruction sets that this build has kernels for, slowest first."""
-    return _names(_build.built_isas())
+    return list(_C.built_isas())
 
 
 def supported_isas() -> list[str]:
     """Instruction sets that this build and this processor can run, slowest first."""
-    return _names(_build.supported_isas())
+    return list(_C.supported_isas())
 
 
 def current_isa() -> str:
     """The instruction set that the CPU kernels run on now."""
-    return str(_build.current_isa())
+    return str(_C.current_isa())
 
 
 def force_isa(name: str) -> None:
     """Makes every CPU kernel of this process run on the instruction set `name`.
 
-    Weights that were packed before keep their layout, which the kernels of another instruction set
-    refuse: force first, then load models.
+    Weights that were packed before keep their layout, which the kernels of another instruction set refuse:
+    force first, then load models.
 
     Args:
         name: "scalar", "avx2" or "avx512_vnni".
@@ -67,7 +61,7 @@ def force_isa(name: str) -> None:
     Raises:
         ValueError: no such instruction set, or this processor or build lacks it.
     """
-    _build.force_isa(name)
+    _C.force_isa(name)
 
 
 @contextmanager

@@ -63,7 +63,8 @@ class GemmCase:
         return made
 
 
-# One size at a time around each tile and vector width, the others small: all of them together would be 500 cases.
+# One size at a time around each tile and vector width, the others small: every combination would be
+# 2,000 cases.
 def _table():
     for k in (1, 2, 3, 4, 5, 15, 16, 17, 63, 64, 65, 127, 768, 5120):
         yield GemmCase(f"k{k}", 7, 33, k, per_token=k % 2 == 1, has_bias=True)

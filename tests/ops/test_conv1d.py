@@ -27,7 +27,8 @@ def test_equals_reference(case, isa, generator):
 
 
 def test_the_integer_sum_is_exact(isa, generator):
-    """The bias takes acc back to 100 + channel % 20, where SiLU is the identity: every unit of acc shows."""
+    """The bias takes acc back to 100 + channel % 20, where SiLU is the identity: every unit of acc
+    shows."""
     dim = 2000
     x, weight = inputs.int8((1, 4, dim), generator), inputs.int8((4, dim), generator)
     x[..., :16], weight[:, :16] = -127, 127
@@ -36,6 +37,16 @@ def test_the_integer_sum_is_exact(isa, generator):
     ones = torch.ones(dim)
     q, _ = ops.causal_conv1d_quantize(x, ones, weight, ones, (target - acc).float(), ones)
     assert_equal(q[0, -1].int(), target.int())
+
+
+@pytest.mark.parametrize(("asymmetric", "qmin"), [(False, -127), (True, -128)])
+def test_saturates_at_the_ends_of_the_grid(asymmetric, qmin, isa, generator):
+    """SiLU goes down to -0.278, which is far below the grid of an out_scale of 0.0005."""
+    arguments = ConvCase("", seqlen=40, asymmetric=asymmetric).make(generator)
+    arguments["out_scale"] = torch.full((33,), 0.0005)
+    q, _ = ops.causal_conv1d_quantize(**arguments)
+    assert (int(q.min()), int(q.max())) == (qmin, 127)
+    assert_int8_close(q, reference.causal_conv1d_quantize(**arguments)[0])
 
 
 @given(

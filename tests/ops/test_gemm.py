@@ -62,7 +62,7 @@ def test_a_negative_zero_keeps_its_sign_without_bias(isa):
 
 
 def test_a_row_does_not_depend_on_the_others(isa, generator):
-    """Every M from 1 to 30, which covers each count of rows that a tile can have, gives the rows of M = 30."""
+    """Every M from 1 to 30, hence each count of rows in a tile, gives the rows of M = 30."""
     m, n, k = 30, 45, 130
     a, weight = inputs.int8((m, k), generator), inputs.int8((n, k), generator)
     a_scale, b_scale = inputs.positive((m,), generator), inputs.positive((n,), generator)

@@ -1,5 +1,5 @@
-"""What causal_conv1d_quantize computes: an exact integer convolution, SiLU in float64, and float32 scales in
-the order that defines bit equality."""
+"""What causal_conv1d_quantize computes: an exact integer convolution, SiLU in float64, and float32
+scales in the order that defines bit equality."""
 
 import torch
 

@@ -1,5 +1,6 @@
-"""What gemm, gemm_dequantize and gemm_requantize compute. Sums of int8 products are exact in float64; scales and
-rounding are in float32, one operation after the other, in the order that defines bit equality."""
+"""What gemm, gemm_dequantize and gemm_requantize compute. Sums of int8 products are exact in
+float64; scales and rounding are in float32, one operation after the other, in the order that
+defines bit equality."""
 
 import torch
 

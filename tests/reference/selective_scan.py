@@ -1,5 +1,6 @@
-"""What selective_scan computes, in float64 with a loop over time; the rounding of the quantized read-out is in
-float32. `precision=torch.float32` makes it the plain torch program that the kernel's error is held against."""
+"""What selective_scan computes, in float64 with a loop over time; the rounding of the quantized
+read-out is in float32. `precision=torch.float32` makes it the plain torch program that the
+kernel's error is held against."""
 
 import torch
 
@@ -12,14 +13,67 @@ def hadamard(n):
     return matrix
 
 
+def rotated(h, norm=True):
+    """h H / sqrt(dstate), or h H, of a state (batch, dstate, dim)."""
+    dstate = h.shape[1]
+    sums = torch.einsum("bnd,nm->bmd", h, hadamard(dstate).to(h.dtype))
+    return sums / dstate**0.5 if norm else sums
+
+
 def quantized_state(h, readout_scale, rotate_state):
     """qh of a state h (batch, dstate, dim)."""
     inv_scale = 1.0 / readout_scale
     if rotate_state:
-        dstate = h.shape[1]
-        h = torch.einsum("bnd,nm->bmd", h, hadamard(dstate).to(h.dtype))
-        inv_scale = inv_scale * (1.0 / torch.tensor(float(dstate)).sqrt())
+        inv_scale = inv_scale * (1.0 / torch.tensor(float(h.shape[1])).sqrt())
+        h = rotated(h, norm=False)
     return torch.round(h.float() * inv_scale).clamp(-127, 127)
+
+
+STATE_INPUTS = ["x", "x_scale", "x_zero_point", "dt", "dt_bias", "A", "B", "B_scale"]
+STATE_INPUTS += ["initial_state", "reverse"]
+
+
+def real(t, scale, precision):
+    return t.to(precision) if scale is None else t.to(precision) * scale.to(precision)
+
+
+def states(
+    x,
+    x_scale,
+    x_zero_point,
+    dt,
+    dt_bias,
+    A,
+    B,
+    B_scale,
+    initial_state,
+    reverse,
+    precision=torch.float64,
+):
+    """The dequantized x, and the state (batch, dstate, dim) after each token, by time."""
+    batch, seqlen, dim = x.shape
+    x = real(x if x_zero_point is None else x.int() - x_zero_point, x_scale, precision)
+    dt = dt.to(precision) if dt_bias is None else dt.to(precision) + dt_bias.to(precision)
+    dt = torch.logaddexp(dt, torch.zeros((), dtype=precision))
+    B, A = real(B, B_scale, precision), A.to(precision)
+    h = torch.zeros(batch, A.shape[0], dim, dtype=precision)
+    if initial_state is not None:
+        h = initial_state.to(precision)
+    after = [h] * seqlen
+    for t in reversed(range(seqlen)) if reverse else range(seqlen):
+        step = dt[:, t, None, :]
+        h = torch.exp(step * A) * h + step * x[:, t, None, :] * B[:, t, :, None]
+        after[t] = h
+    return x, after
+
+
+def read_out(h, C, C_scale, readout_scale, rotate_state):
+    """y (batch, dim) of one token, before skip and gate; C (batch, dstate)."""
+    if readout_scale is None:
+        return (h * real(C, C_scale, h.dtype)[..., None]).sum(1)
+    qh = quantized_state(h, readout_scale, rotate_state)
+    acc = (qh.double() * C[..., None].double()).sum(1)
+    return acc.to(h.dtype) * readout_scale.to(h.dtype) * C_scale.to(h.dtype)
 
 
 def selective_scan(
@@ -44,31 +98,17 @@ def selective_scan(
     precision=torch.float64,
 ):
     """y in `precision`, and final_state."""
-
-    def real(t, scale=None):
-        return t.to(precision) if scale is None else t.to(precision) * scale.to(precision)
-
-    batch, seqlen, dim = x.shape
-    x = real(x if x_zero_point is None else x.int() - x_zero_point, x_scale)
-    dt = real(dt) if dt_bias is None else real(dt) + real(dt_bias)
-    dt = torch.logaddexp(dt, torch.zeros((), dtype=precision))
-    B, A = real(B, B_scale), real(A)
-    h = torch.zeros(batch, A.shape[0], dim, dtype=precision)
-    if initial_state is not None:
-        h = real(initial_state)
-    y = torch.zeros(batch, seqlen, dim, dtype=precision)
-    for t in reversed(range(seqlen)) if reverse else range(seqlen):
-        step = dt[:, t, None, :]
-        h = torch.exp(step * A) * h + step * x[:, t, None, :] * B[:, t, :, None]
-        if readout_scale is None:
-            y[:, t] = (h * real(C, C_scale)[:, t, :, None]).sum(1)
-        else:
-            qh = quantized_state(h, readout_scale, rotate_state)
-            acc = (qh.double() * C[:, t, :, None].double()).sum(1)
-            y[:, t] = acc.to(precision) * real(readout_scale) * real(C_scale)
+    inputs = (x, x_scale, x_zero_point, dt, dt_bias, A, B, B_scale)
+    x_f, after = states(*inputs, initial_state, reverse, precision)
+    y = torch.zeros(x.shape, dtype=precision)
+    for t, h in enumerate(after):
+        y[:, t] = read_out(h, C[:, t], C_scale, readout_scale, rotate_state)
     if D is not None:
-        y = y + real(D) * x
+        y = y + D.to(precision) * x_f
     if z is not None:
-        z = real(z, z_scale)
-        y = y * z * torch.sigmoid(z if gate_scale is None else real(gate_scale) * z)
-    return y, h
+        z = real(z, z_scale, precision)
+        y = y * z * torch.sigmoid(z if gate_scale is None else gate_scale.to(precision) * z)
+    if after:
+        return y, after[0 if reverse else -1]
+    shape = (x.shape[0], A.shape[0], x.shape[2])
+    return y, torch.zeros(shape) if initial_state is None else initial_state.to(precision)

@@ -85,6 +85,14 @@ inline void store(T* p, F32 x, int64_t n) {
   store(static_cast<T*>(buffer), x);
   std::memcpy(p, buffer, static_cast<size_t>(n) * sizeof(T));
 }
+// The packs interleave 128-bit lanes (a0 b0 c0 d0 a1 ...): the permutation puts them in order.
+inline void store4(int8_t* p, F32 a, F32 b, F32 c, F32 d) {
+  const __m256i ab = _mm256_packs_epi32(_mm256_cvtps_epi32(a.v), _mm256_cvtps_epi32(b.v));
+  const __m256i cd = _mm256_packs_epi32(_mm256_cvtps_epi32(c.v), _mm256_cvtps_epi32(d.v));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m256i packed = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd), order);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), packed);
+}
 inline I32 load_i32(const int32_t* p) {
   return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
 }
@@ -151,6 +159,8 @@ inline F32 exp2_int(F32 n) {
 inline F32 scale_exp2(F32 x, F32 n) {
   return x * exp2_int(max(min(n, set1(127.0f)), set1(-126.0f)));
 }
+
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace
 }  // namespace mambaquant::cpu::MBQ_ISA

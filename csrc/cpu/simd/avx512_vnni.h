@@ -78,6 +78,13 @@ inline void store(int8_t* p, F32 x) {
 inline void store(int8_t* p, F32 x, int64_t n) {
   _mm_mask_storeu_epi8(p, lane_mask(n), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
 }
+// The packs interleave 128-bit lanes (a0 b0 c0 d0 a1 ...): the permutation puts them in order.
+inline void store4(int8_t* p, F32 a, F32 b, F32 c, F32 d) {
+  const __m512i ab = _mm512_packs_epi32(_mm512_cvtps_epi32(a.v), _mm512_cvtps_epi32(b.v));
+  const __m512i cd = _mm512_packs_epi32(_mm512_cvtps_epi32(c.v), _mm512_cvtps_epi32(d.v));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(ab, cd)));
+}
 inline I32 load_i32(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 inline I32 load_i32(const int32_t* p, int64_t n) {
   return {_mm512_maskz_loadu_epi32(lane_mask(n), p)};
@@ -131,6 +138,8 @@ inline F32 exp2_int(F32 n) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))};
 }
 inline F32 scale_exp2(F32 x, F32 n) { return {_mm512_scalef_ps(x.v, n.v)}; }
+
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace
 }  // namespace mambaquant::cpu::MBQ_ISA

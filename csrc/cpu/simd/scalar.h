@@ -69,7 +69,17 @@ inline void from_float(float x, BFloat16* out) {
   out->bits = static_cast<uint16_t>(is_nan ? ((bits >> 16) | 0x40u) : rounded);
 }
 inline void from_float(float x, float* out) { *out = x; }
-inline void from_float(float x, int8_t* out) { *out = static_cast<int8_t>(x); }
+// Adding and taking away 1.5 * 2^23 leaves the nearest integer, ties to even, for |x| < 2^22; larger
+// values are integers or far outside every range that is rounded here.
+inline float round_to_even(float x) {
+  if (!(float_of(bits_of(x) & 0x7fffffffu) < 4194304.0f)) return x;
+  const volatile float shifted = x + 12582912.0f;
+  return shifted - 12582912.0f;
+}
+inline void from_float(float x, int8_t* out) {
+  const float limited = x < -128.0f ? -128.0f : (x > 127.0f ? 127.0f : x);
+  *out = static_cast<int8_t>(round_to_even(limited));
+}
 
 inline F32 set1(float x) { return {x}; }
 inline I32 set1_i32(int32_t x) { return {x}; }
@@ -90,6 +100,12 @@ template <typename T>
 inline void store(T* p, F32 x, int64_t n) {
   if (n > 0) from_float(x.v, p);
 }
+inline void store4(int8_t* p, F32 a, F32 b, F32 c, F32 d) {
+  store(p, a);
+  store(p + 1, b);
+  store(p + 2, c);
+  store(p + 3, d);
+}
 inline I32 load_i32(const int32_t* p) { return {*p}; }
 inline I32 load_i32(const int32_t* p, int64_t n) { return {n > 0 ? *p : 0}; }
 inline void store_i32(int32_t* p, I32 x) { *p = x.v; }
@@ -108,13 +124,7 @@ inline F32 min(F32 a, F32 b) { return {a.v < b.v ? a.v : b.v}; }
 inline F32 max(F32 a, F32 b) { return {a.v > b.v ? a.v : b.v}; }
 inline F32 abs(F32 a) { return {float_of(bits_of(a.v) & 0x7fffffffu)}; }
 inline F32 sqrt(F32 a) { return {std::sqrt(a.v)}; }
-// Adding and taking away 1.5 * 2^23 leaves the nearest integer, ties to even, for |a| < 2^22; larger
-// values are integers or far outside every range that is rounded here.
-inline F32 round_even(F32 a) {
-  if (!(abs(a).v < 4194304.0f)) return a;
-  const volatile float shifted = a.v + 12582912.0f;
-  return {shifted - 12582912.0f};
-}
+inline F32 round_even(F32 a) { return {round_to_even(a.v)}; }
 
 inline I32 operator+(I32 a, I32 b) { return {a.v + b.v}; }
 inline I32 operator-(I32 a, I32 b) { return {a.v - b.v}; }
@@ -133,6 +143,8 @@ inline F32 exp2_int(F32 n) {
 inline F32 scale_exp2(F32 x, F32 n) {
   return x * exp2_int(max(min(n, set1(127.0f)), set1(-126.0f)));
 }
+
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace
 }  // namespace mambaquant::cpu::MBQ_ISA

@@ -4,6 +4,7 @@
 //   kLanes                       floats in an F32, int32s in an I32
 //   load(T*), load(T*, n)        T in float, Float16, BFloat16, int8_t -> F32; n: first n lanes, rest 0
 //   store(T*, x), store(T*, x, n)  int8_t: rounds ties to even, saturates to [-128, 127]
+//   store4(int8_t*, a, b, c, d)  4 * kLanes values in order; rounds and saturates as store
 //   load_i32, store_i32          int32 without conversion
 //   + - * /  sqrt  abs           lane by lane, one rounding each
 //   fma(a, b, c), fms, fnma      a*b + c, a*b - c, c - a*b; one rounding (two in the scalar ISA)

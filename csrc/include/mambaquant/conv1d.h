@@ -2,8 +2,8 @@
 //   acc[t,c] = sum_j weight[j,c] * x[t - width + 1 + j, c]                     (exact integer)
 //   v = acc * (x_scale[c] * weight_scale[c]) + bias[c]
 //   q[t,c] = clamp(rne(SiLU(v) * inv_out_scale[c]) + out_zero_point[c], qmin, 127)
-// qmin is -127 without an out_zero_point and -128 with one. Before the sequence stand the width - 1 rows of
-// initial_state, or zeros (x is symmetric, so that q = 0 is the value 0).
+// qmin is -127 without an out_zero_point and -128 with one. Before the sequence stand the width - 1
+// rows of initial_state, or zeros (x is symmetric, so that q = 0 is the value 0).
 //
 // The single-token update is the same call with seqlen 1 and initial_state == final_state.
 #pragma once

@@ -21,9 +21,9 @@ inline constexpr int64_t kGemmDepthMultiple = 4;
 // kMaxKWithOffset < 2^31.
 inline constexpr int64_t kMaxKWithOffset = kMaxK / 2;
 
-// Repacked activations that a thread holds at a time (a quarter of a 2 MB L2), and what it takes
-// from the stack without asking for a workspace.
-inline constexpr int64_t kGemmBlockBytes = 512 * 1024;
+// Repacked activations that a thread holds at a time (half of a 2 MB L2), and what it takes from
+// the stack without asking for a workspace.
+inline constexpr int64_t kGemmBlockBytes = 1024 * 1024;
 inline constexpr int64_t kGemmStackBytes = 16384;
 
 struct PackGemmWeightParams {

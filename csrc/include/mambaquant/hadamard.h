@@ -1,8 +1,7 @@
 // hadamard_transform, hadamard_quantize: y = x H / sqrt(dim) along the last dim, and int8 of it.
 //   dim = m * 2^k,  H = H_m (x) H_{2^k}: column i * 2^k + j belongs to block i, position j.
-//   H_{2^k} is Sylvester's matrix in natural order; H_m comes as sign masks, so that a backend
-//   needs no table and an inverse (H^T) is another mask. q = clamp(rne(y / scale), -127, 127),
-//   scale given or max(max|y|, tiny) / 127 per token.
+//   H_{2^k} is Sylvester's matrix in natural order, H_m one of hadamard_base.h.
+//   q = clamp(rne(y / scale), -127, 127), scale given or max(max|y|, tiny) / 127 per token.
 #pragma once
 
 #include "mambaquant/types.h"
@@ -15,10 +14,9 @@ inline constexpr int64_t kMaxHadamardDim = 32768;
 struct HadamardParams {
   int64_t tokens = 0, dim = 0;
   int64_t x_stride_token = 0;  // elements; the last dim is contiguous
-  int64_t base_order = 1;      // m: 1, or a multiple of 4 up to 60 with dim / m a power of two
+  int64_t base_order = 1;      // m
   DType x_dtype = DType::kF32;
-  const uint64_t* base_signs =
-      nullptr;                   // (m,): bit i of [r] set where block i enters block r negated
+  bool inverse = false;          // x H^T; transform only
   const void* x = nullptr;       // (tokens, dim)
   void* y = nullptr;             // transform: (tokens, dim) in x's dtype, contiguous
   const float* scale = nullptr;  // quantize: (1,), static; null: dynamic per token

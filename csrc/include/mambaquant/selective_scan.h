@@ -1,8 +1,10 @@
-// selective_scan: Mamba's recurrence over int8 operands with a float32 state, its read-out, skip and gate.
+// selective_scan: Mamba's recurrence over int8 operands with a float32 state, its read-out, skip
+// and gate.
 //   x_f = (x - x_zero_point[e]) * x_scale[e],  dt_f = softplus(dt + dt_bias[e])
 //   h[n] = exp(dt_f * A[n,e]) * h[n] + (dt_f * x_f) * B[n]
 //   y = sum_n h[n] * C[n]                                                     readout_scale null
-//   y = (sum_n qh[n] * qC[n]) * (readout_scale[e] * C_scale)                  readout_scale given, C int8
+//   y = (sum_n qh[n] * qC[n]) * (readout_scale[e] * C_scale)                  readout_scale given,
+//   C int8
 //       qh[n] = clamp(rne(hr[n] * inv_readout_scale[e]), -127, 127), hr = h, or h H / sqrt(dstate)
 //   y += D[e] * x_f;  y *= z * sigmoid(gate_scale[e] * z)
 // The state h is never quantized. H is the Sylvester Hadamard matrix over the dstate states.
@@ -51,7 +53,8 @@ struct SelectiveScanParams {
 };
 
 namespace cpu {
-// The chunk_size that serves `p` on so many threads: the whole sequence where channels fill the threads.
+// The chunk_size that serves `p` on so many threads: the whole sequence where channels fill the
+// threads.
 int64_t selective_scan_chunk_size(const SelectiveScanParams& p, int64_t num_threads);
 // 0 where one chunk holds the sequence.
 int64_t selective_scan_workspace_bytes(const SelectiveScanParams& p);

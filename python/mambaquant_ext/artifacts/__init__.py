@@ -1,5 +1,6 @@
 """What the stages hand to each other: calibration statistics, packed models, and their files."""
 
+from mambaquant_ext.artifacts.files import CheckpointError, load_packed, read_metadata, save_packed
 from mambaquant_ext.artifacts.packed import (
     BlockOptions,
     BlockSizes,
@@ -12,6 +13,7 @@ from mambaquant_ext.artifacts.stats import LayerMoments, MomentStats, Range, Ran
 __all__ = [
     "BlockOptions",
     "BlockSizes",
+    "CheckpointError",
     "LayerMoments",
     "MomentStats",
     "PackedBlock",
@@ -19,4 +21,7 @@ __all__ = [
     "PackedModel",
     "Range",
     "RangeStats",
+    "load_packed",
+    "read_metadata",
+    "save_packed",
 ]

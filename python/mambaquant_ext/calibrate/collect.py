@@ -8,10 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambaquant_ext.artifacts import LayerMoments, MomentStats, RangeStats
+from mambaquant_ext.artifacts import LayerMoments, MomentStats, Range, RangeStats
 from mambaquant_ext.calibrate.observers import RangeObserver
 from mambaquant_ext.config import Granularity, Observer, Recipe
-from mambaquant_ext.model import LanguageModelWeights, language_model_forward
+from mambaquant_ext.model import (
+    LanguageModelWeights,
+    MixerWeights,
+    language_model_forward,
+    mixer_forward,
+)
+from mambaquant_ext.model.forward import Tap
 
 # Called with the number of batches done so far.
 Progress = Callable[[int], None]
@@ -57,7 +63,7 @@ class _Moments:
     def tap(self, site: str, value: Tensor) -> Tensor:
         rows = value.flatten(0, -2)
         if site in ("in", "out", "C", "h"):
-            self._raise_to(site, torch.maximum(rows.amax(0), -rows.amin(0)))
+            self._raise_to(site, rows.abs().amax(0))
         if site == "in":
             self.in_moment = self.in_moment + (rows.T @ rows).double()
         if site == "dt":
@@ -137,6 +143,19 @@ def _observers(recipe: Recipe) -> dict[str, RangeObserver]:
     }
 
 
+def _range_tap(observers: dict[str, RangeObserver]) -> Tap:
+    def tap(site: str, value: Tensor) -> Tensor:
+        # A state's scale belongs to its channel and is symmetric: one maximum over its states will do.
+        observers[site].observe(value.abs().amax(-1) if site == "h" else value)
+        return value
+
+    return tap
+
+
+def _ranges(observers: dict[str, RangeObserver]) -> dict[str, Range]:
+    return {site: observer.range() for site, observer in observers.items()}
+
+
 @torch.no_grad()
 def collect_ranges(
     model: LanguageModelWeights,
@@ -161,14 +180,6 @@ def collect_ranges(
     layers = [_observers(recipe) for _ in model.layers]
     head = _observers(recipe)["in"]
 
-    def layer_tap(index: int) -> Callable[[str, Tensor], Tensor]:
-        def tap(site: str, value: Tensor) -> Tensor:
-            # A state's scale belongs to its channel: (batch, seqlen, dim, dstate) -> channels last.
-            layers[index][site].observe(value.transpose(-1, -2) if site == "h" else value)
-            return value
-
-        return tap
-
     def head_tap(_site: str, value: Tensor) -> Tensor:
         head.observe(value)
         return value
@@ -176,15 +187,55 @@ def collect_ranges(
     samples = 0
     for done, batch in enumerate(batches, 1):
         ids = _checked_ids(batch, model)
-        language_model_forward(model, ids, layer_tap, head_tap)
+        language_model_forward(model, ids, lambda index: _range_tap(layers[index]), head_tap)
         samples += ids.numel()
         progress(done)
     _check_some(samples)
     return RangeStats(
-        layers=tuple({site: o.range() for site, o in layer.items()} for layer in layers),
+        layers=tuple(_ranges(layer) for layer in layers),
         head=head.range(),
         samples=samples,
     )
+
+
+@torch.no_grad()
+def block_moments(layer: MixerWeights, inputs: Iterable[Tensor]) -> tuple[LayerMoments, int]:
+    """collect_moments for one block on given inputs.
+
+    Args:
+        layer: float32.
+        inputs: each (batch, seqlen, hidden).
+
+    Returns:
+        The moments, and the number of tokens.
+
+    Raises:
+        ValueError: no inputs.
+    """
+    moments, samples = _Moments(), 0
+    for hidden_states in inputs:
+        mixer_forward(layer, hidden_states.float(), tap=moments.tap)
+        samples += hidden_states.shape[0] * hidden_states.shape[1]
+    _check_some(samples)
+    return moments.result(samples), samples
+
+
+@torch.no_grad()
+def block_ranges(layer: MixerWeights, inputs: Iterable[Tensor], recipe: Recipe) -> dict[str, Range]:
+    """collect_ranges for one block on given inputs.
+
+    Args:
+        layer: float32, transformed.
+        inputs: each (batch, seqlen, hidden).
+        recipe: observer, percentile, granularity and bits.
+
+    Raises:
+        ValueError: no inputs, or activations that are not finite.
+    """
+    observers = _observers(recipe)
+    for hidden_states in inputs:
+        mixer_forward(layer, hidden_states.float(), tap=_range_tap(observers))
+    return _ranges(observers)
 
 
 def _checked_ids(batch: Any, model: LanguageModelWeights) -> Tensor:

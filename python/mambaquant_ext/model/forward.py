@@ -4,7 +4,6 @@ emulated mode rounds. Plain torch, any floating dtype.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ from mambaquant_ext.ops import hadamard_matrix
 #   x     (batch, seqlen, dim)         conv output after SiLU: input of x_proj, the scan and D
 #   dt    (batch, seqlen, dt_rank)     input of dt_proj
 #   B, C  (batch, seqlen, dstate)      C rotated where the model rotates it
-#   h     (batch, seqlen, dim, dstate) state as the read-out sees it, rotated where the model rotates it
+#   h     (seqlen, batch, dim, dstate) state as the read-out sees it, rotated where the model rotates it
 #   out   (batch, seqlen, dim)         input of out_proj, rotated where the model rotates it
 Tap = Callable[[str, Tensor], Tensor]
 
@@ -100,17 +99,18 @@ def selective_scan(
     batch, seqlen, dim = x.shape
     h = x.new_zeros(batch, dim, B.shape[2]) if initial is None else initial.to(x.dtype)
     rotation = hadamard_matrix(B.shape[2], x.dtype) if weights.has_state_rotation else None
+    # Time first, so that the states of one token are contiguous.
+    delta, drive, B, C = (t.transpose(0, 1) for t in (delta, delta * x, B, C))
     blocks = []
     for start in range(0, seqlen, SCAN_BLOCK):
         block = slice(start, min(start + SCAN_BLOCK, seqlen))
-        step = delta[:, block, :, None]
-        decay = torch.exp(step * weights.A)
-        states = step * x[:, block, :, None] * B[:, block, None, :]
-        for t in range(states.shape[1]):
-            h = states[:, t].addcmul_(decay[:, t], h)
+        decay = (delta[block, ..., None] * weights.A).exp_()
+        states = drive[block, ..., None] * B[block, :, None, :]
+        for t in range(len(states)):
+            h = states[t].addcmul_(decay[t], h)
         seen = tap("h", states if rotation is None else states @ rotation)
-        blocks.append((seen * C[:, block, None, :]).sum(-1))
-    y = torch.cat(blocks, 1) if blocks else torch.zeros_like(x)
+        blocks.append((seen @ C[block, ..., None]).squeeze(-1))
+    y = torch.cat(blocks).transpose(0, 1) if blocks else torch.zeros_like(x)
     return y + weights.D * x, h.clone()
 
 
@@ -180,6 +180,3 @@ def language_model_forward(
     return F.linear(normed, weights.lm_head)
 
 
-def bits_per_byte(nll: float, tokens: int, size_bytes: int) -> float:
-    """Mean negative log-likelihood per token (nats), as bits per byte of text."""
-    return nll * tokens / math.log(2) / size_bytes

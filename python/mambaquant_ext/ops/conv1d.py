@@ -23,29 +23,31 @@ def causal_conv1d_quantize(
     acc[t, c] = sum_j weight[j, c] * x[t - width + 1 + j, c] is an exact integer;
     v = acc * (x_scale * weight_scale) + bias in float32, product and sum rounded separately;
     q = clamp(rne(SiLU(v) * (1 / out_scale)) + out_zero_point, qmin, 127), qmin = -127 without an
-    out_zero_point and -128 with one. A sequence that is split anywhere, its state handed on, gives the
-    bits of the whole.
+    out_zero_point and -128 with one. A sequence that is split anywhere, its state handed on, gives
+    the bits of the whole.
 
-    With reverse the sequence is walked from its last token to its first: tap width - 1 still meets the
-    current token and tap 0 the one width - 1 tokens later in time. q keeps the order of x. States are in
-    the order of the walk, oldest first: row 0 of final_state is token width - 2, its last row token 0.
+    With reverse the sequence is walked from its last token to its first: tap width - 1 still meets
+    the current token and tap 0 the one width - 1 tokens later in time. q keeps the order of x.
+    States are in the order of the walk, oldest first: row 0 of final_state is token width - 2, its
+    last row token 0.
 
     Args:
-        x: (batch, seqlen, dim), int8, symmetric; the last dimension is contiguous, the others may have
-            any stride (a column slice of a wider buffer is fine).
+        x: (batch, seqlen, dim), int8, symmetric; the last dimension is contiguous, the others may
+            have any stride (a column slice of a wider buffer is fine).
         x_scale: (dim,), float32, in units of x.
         weight: (width, dim), int8 in [-127, 127], oldest tap first; width 2, 3 or 4.
         weight_scale: (dim,), float32.
         bias: (dim,), float32, or None.
         out_scale: (dim,), float32, in units of SiLU(v).
         out_zero_point: (dim,), int32, or None for symmetric quantization.
-        initial_state: (batch, width - 1, dim), int8: the tokens before x, oldest first; None for zeros.
+        initial_state: (batch, width - 1, dim), int8: the tokens before x, oldest first; None for
+            zeros.
         reverse: walk time backwards.
 
     Returns:
         q: (batch, seqlen, dim), int8, contiguous.
-        final_state: (batch, width - 1, dim), int8: the last width - 1 tokens of the walk, oldest first,
-            with rows of initial_state (or zeros) in front where seqlen < width - 1.
+        final_state: (batch, width - 1, dim), int8: the last width - 1 tokens of the walk, oldest
+            first, with rows of initial_state (or zeros) in front where seqlen < width - 1.
 
     Raises:
         ValueError: a shape or layout that does not fit.
@@ -79,8 +81,8 @@ def causal_conv1d_update_quantize(
 
     Args:
         x: (batch, dim), int8; the last dimension is contiguous.
-        conv_state: (batch, width - 1, dim), int8, oldest first. Changed in place: the rows move up by
-            one and x becomes the last.
+        conv_state: (batch, width - 1, dim), int8, oldest first. Changed in place: the rows move up
+            by one and x becomes the last.
         x_scale: (dim,), float32.
         weight: (width, dim), int8, oldest tap first; width 2, 3 or 4.
         weight_scale: (dim,), float32.

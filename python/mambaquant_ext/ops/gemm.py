@@ -1,4 +1,4 @@
-"""int8 matrix product with fused scaling (algorithm: integer linear layer, W8A8, per-channel weights)."""
+"""int8 matrix product with fused scaling (algorithm: integer linear layer, W8A8)."""
 
 from __future__ import annotations
 
@@ -63,8 +63,10 @@ def gemm_dequantize(
 ) -> Tensor:
     """A linear layer from int8 to float.
 
-    value[m, n] = float(acc[m, n] - acc_offset[n]) * (a_scale[m] * b_scale[n]) + bias[n] + residual[m, n]
-    with acc as in gemm; in float32, in this order, each operation rounded on its own, then cast to dtype.
+    value[m, n] = float(acc[m, n] - acc_offset[n]) * (a_scale[m] * b_scale[n]) + bias[n]
+        + residual[m, n]
+    with acc as in gemm; in float32, in this order, each operation rounded on its own (no fma), then
+    cast to dtype.
 
     Args:
         a: (M, K), int8; the last dimension is contiguous. K at most 131072, with acc_offset 65536.
@@ -72,7 +74,8 @@ def gemm_dequantize(
         layout: from pack_gemm_weight.
         a_scale: float32, (1,) for one static scale or (M,) for one per token.
         b_scale: (N,), float32, the scale of each weight row.
-        acc_offset: (N,), int32, the zero-point correction sum_k zero_point[k] * weight[n, k], or None.
+        acc_offset: (N,), int32, the zero-point correction sum_k zero_point[k] * weight[n, k], or
+            None.
         bias: (N,), float32, or None.
         residual: (M, N), float16/bfloat16/float32, or None; the last dimension is contiguous.
         dtype: of the result: float16, bfloat16 or float32.
@@ -106,8 +109,9 @@ def gemm_requantize(
 ) -> Tensor:
     """A linear layer from int8 to int8 with a scale for each output channel.
 
-    q[m, n] = clamp(rne(value[m, n] * (1 / out_scale[n])) + out_zero_point[n], qmin, 127), with value as in
-    gemm_dequantize without residual. qmin is -127 without an out_zero_point and -128 with one.
+    q[m, n] = clamp(rne(value[m, n] * (1 / out_scale[n])) + out_zero_point[n], qmin, 127)
+    with value as in gemm_dequantize without residual; qmin is -127 without an out_zero_point and
+    -128 with one.
 
     Args:
         a: (M, K), int8; the last dimension is contiguous. K at most 131072, with acc_offset 65536.
@@ -116,7 +120,8 @@ def gemm_requantize(
         a_scale: float32, (1,) for one static scale or (M,) for one per token.
         b_scale: (N,), float32, the scale of each weight row.
         out_scale: (N,), float32, the scale of each output channel.
-        acc_offset: (N,), int32, the zero-point correction sum_k zero_point[k] * weight[n, k], or None.
+        acc_offset: (N,), int32, the zero-point correction sum_k zero_point[k] * weight[n, k], or
+            None.
         bias: (N,), float32, or None.
         out_zero_point: (N,), int32, or None for symmetric outputs.
 

@@ -1,4 +1,4 @@
-"""Mamba's selective scan over int8 operands with a float32 state (algorithm: mixer steps 5 to 9)."""
+"""Mamba's selective scan over int8 operands with a float32 state (mixer steps 5 to 9)."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def selective_scan(
         y = y + D[e] * x_f
         y = y * z * sigmoid(gate_scale[e] * z)                   S-SiLU, paper's smooth-fused gate
 
-    with qh[n] = clamp(rne(hr[n] / readout_scale[e]), -127, 127), where hr is h, or with rotate_state
-    h H / sqrt(dstate), H the Sylvester Hadamard matrix; C must then have been rotated likewise. The
-    rounding factor is computed as (1 / readout_scale[e]) * (1 / sqrt(dstate)) in float32 and meets the
-    unnormalised sums h H. The state itself is never quantized.
+    with qh[n] = clamp(rne(hr[n] / readout_scale[e]), -127, 127), where hr is h, or with
+    rotate_state h H / sqrt(dstate), H the Sylvester Hadamard matrix; C must then have been rotated
+    likewise. The rounding factor is computed as (1 / readout_scale[e]) * (1 / sqrt(dstate)) in
+    float32 and meets the unnormalised sums h H. The state itself is never quantized.
 
-    Scanned in sequence (chunk_size >= seqlen), the result of a channel depends on nothing but its own
-    inputs, and a sequence split anywhere, its state handed on, gives the bits of the whole. Chunks
-    change the order of float operations: results then differ by rounding, and with readout_scale a
-    rounding of qh may fall the other way. The automatic choice depends on the number of threads: it
-    takes chunks only where batch * ceil(dim / 16) is at most half of them.
+    Scanned in sequence (chunk_size >= seqlen), the result of a channel depends on nothing but its
+    own inputs, and a sequence split anywhere, its state handed on, gives the bits of the whole.
+    Chunks change the order of float operations: results then differ by rounding, and with
+    readout_scale a rounding of qh may fall the other way. The automatic choice depends on the
+    number of threads: it takes chunks only where batch * ceil(dim / 16) is at most half of them.
 
     Args:
-        x: (batch, seqlen, dim), int8. As for dt, B, C and z, the last dimension is contiguous and the
-            others may have any stride.
+        x: (batch, seqlen, dim), int8. As for dt, B, C and z, the last dimension is contiguous and
+            the others may have any stride.
         x_scale: (dim,), float32.
         x_zero_point: (dim,), int32, or None for 0.
         dt: (batch, seqlen, dim), float16/bfloat16/float32: the step before bias and softplus.
@@ -68,10 +68,10 @@ def selective_scan(
         z: (batch, seqlen, dim), int8/float16/bfloat16/float32, or None for no gate.
         z_scale: (dim,), float32, with an int8 z; None otherwise.
         gate_scale: (dim,), float32: the smoothing factor inside the gate's sigmoid; None for 1.
-        readout_scale: (dim,), float32: the quantization step of the (rotated) state in the read-out;
-            None for a float read-out. Needs an int8 C.
-        rotate_state: rotate the state in the read-out; needs readout_scale and a dstate that is a power
-            of two.
+        readout_scale: (dim,), float32: the quantization step of the (rotated) state in the
+            read-out; None for a float read-out. Needs an int8 C.
+        rotate_state: rotate the state in the read-out; needs readout_scale and a dstate that is a
+            power of two.
         initial_state: (batch, dstate, dim), float32, or None for zeros.
         reverse: walk from the last token to the first; y keeps the order of x.
         chunk_size: tokens that are scanned in sequence. 0 chooses.

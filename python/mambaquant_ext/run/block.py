@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ class QuantMambaBlock(FrozenModule):
 
         Args:
             hidden_states: (batch, seqlen, hidden), float16/bfloat16/float32.
-            cache_params: a transformers Cache with a linear-attention layer at layer_idx, updated in place, or
+            cache_params: a transformers Cache with a linear-attention layer at layer_idx, updated in place, a StateDict, or
                 None. It holds the conv's int8 inputs (batch, width - 1, dim) and the float32 state
                 (batch, dstate, dim).
             attention_mask: (batch, seqlen), zero at padding, or None.
@@ -136,6 +137,17 @@ class QuantMambaBlock(FrozenModule):
         if cache_params is not None:
             _write_cache(cache_params, self.layer_idx, state)
         return out
+
+
+@dataclass(frozen=True, slots=True)
+class StateDict:
+    """The plainest cache: layer index to state. Stands in for a transformers Cache.
+
+    Attributes:
+        states: empty at the start of a sequence.
+    """
+
+    states: dict[int, MixerState]
 
 
 class _IntegerMixer:
@@ -197,15 +209,16 @@ class _IntegerMixer:
         batch, seqlen, dim = xs.shape
         x, conv_state = ops.causal_conv1d_quantize(
             xs, self.xs_scale, p.conv, p.conv_scale, p.conv_bias, p.x_scale, p.x_zero_point,
-            None if state is None else state.conv, False,
+            None if state is None else state.conv,
         )
         if mask is not None:
             x = torch.where(mask[..., None], x, p.x_zero_point.to(torch.int8))
         dt, B, C = (part.unflatten(0, (batch, seqlen)) for part in self._dtBC(x.flatten(0, 1)))
         v, ssm_state = ops.selective_scan(
             x, p.x_scale, p.x_zero_point, dt, p.dt_bias, p.A, B, self.B_scale, C, self.C_scale, p.D,
-            z, self.z_scale, p.gate_scale, self._readout_scale(), self.options.has_state_rotation,
-            None if state is None else state.ssm, False, 0, torch.float32,
+            z, self.z_scale, p.gate_scale, self._readout_scale(),
+            rotate_state=self.options.has_state_rotation,
+            initial_state=None if state is None else state.ssm,
         )
         return v.reshape(batch * seqlen, dim), MixerState(conv_state, ssm_state)
 
@@ -220,8 +233,8 @@ class _IntegerMixer:
         dt, B, C = self._dtBC(x)
         return ops.selective_scan_update(
             state.ssm, x, p.x_scale, p.x_zero_point, dt, p.dt_bias, p.A, B, self.B_scale, C, self.C_scale,
-            p.D, z, self.z_scale, p.gate_scale, self._readout_scale(), self.options.has_state_rotation,
-            torch.float32,
+            p.D, z, self.z_scale, p.gate_scale, self._readout_scale(),
+            rotate_state=self.options.has_state_rotation,
         )
 
 
@@ -242,12 +255,17 @@ class _EmulatedMixer:
 
 
 def _read_cache(cache: Any, layer_idx: int) -> MixerState | None:
+    if isinstance(cache, StateDict):
+        return cache.states.get(layer_idx)
     conv, ssm = cache.get_conv_state(layer_idx), cache.get_recurrent_state(layer_idx)
     return None if conv is None or ssm is None else MixerState(conv, ssm)
 
 
 def _write_cache(cache: Any, layer_idx: int, state: MixerState) -> None:
     """Stores a state in a transformers cache layer, in place so that the cache keeps its addresses."""
+    if isinstance(cache, StateDict):
+        cache.states[layer_idx] = state
+        return
     layer = cache.layers[layer_idx]
     if layer.record_past:
         raise NotImplementedError("QuantMambaBlock: expected a cache that does not record the past (no crop)")

@@ -50,14 +50,13 @@ class GemmWeight:
     def requantize(self, a: Tensor, a_scale: Tensor, out_scale: Tensor) -> Tensor:
         """(tokens, K) int8 -> (tokens, N) int8 on the grid out_scale (N,)."""
         return ops.gemm_requantize(
-            a, self.packed, self.layout, a_scale, self.scale, self.acc_offset, self.bias, out_scale, None
+            a, self.packed, self.layout, a_scale, self.scale, out_scale, self.acc_offset, self.bias
         )
 
     def dequantize(self, a: Tensor, a_scale: Tensor, residual: Tensor | None = None) -> Tensor:
         """(tokens, K) int8 -> (tokens, N) float32, plus `residual` if given."""
         return ops.gemm_dequantize(
-            a, self.packed, self.layout, a_scale, self.scale, self.acc_offset, self.bias, residual,
-            torch.float32,
+            a, self.packed, self.layout, a_scale, self.scale, self.acc_offset, self.bias, residual
         )
 
 

@@ -17,13 +17,14 @@ from mambaquant_ext.transform.smooth import (
     smooth_state,
     smoothing_scale,
 )
-from mambaquant_ext.transform.transform import transform
+from mambaquant_ext.transform.transform import needs_folded_norms, transform, transform_layer
 
 __all__ = [
     "center_dt",
     "fold_final_norm",
     "fold_norm",
     "klt_rotation",
+    "needs_folded_norms",
     "rotate_dt",
     "rotate_out",
     "rotate_residual_ends",
@@ -35,4 +36,5 @@ __all__ = [
     "smooth_state",
     "smoothing_scale",
     "transform",
+    "transform_layer",
 ]

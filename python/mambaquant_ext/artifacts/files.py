@@ -1,0 +1,242 @@
+"""The checkpoint folder: model.safetensors with plain int8 weights and float32 scales, mambaquant.json with
+everything else. Nothing is pickled; every field is checked before a tensor is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mambaquant_ext.artifacts.packed import (
+    BlockOptions,
+    BlockSizes,
+    PackedBlock,
+    PackedHead,
+    PackedModel,
+)
+from mambaquant_ext.config import Recipe
+
+FORMAT, FORMAT_VERSION = "mambaquant", 1
+TENSORS_FILE, METADATA_FILE = "model.safetensors", "mambaquant.json"
+
+
+class CheckpointError(ValueError):
+    """A folder that is not a readable checkpoint; the message names the file and the field."""
+
+
+def save_packed(model: PackedModel, folder: Path) -> None:
+    """Writes a packed model.
+
+    Both files are written under temporary names and moved into place, the metadata last, so that an
+    interruption never leaves a folder that loads.
+
+    Args:
+        model: to write.
+        folder: made if absent.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"head.{name}": tensor for name, tensor in model.head.tensors().items()}
+    for index, block in enumerate(model.blocks):
+        tensors.update({f"layers.{index}.{name}": t for name, t in block.tensors().items()})
+    (folder / METADATA_FILE).unlink(missing_ok=True)
+    with _replacing(folder / TENSORS_FILE) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"format": FORMAT})
+        checksum = _sha256(temporary)
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "recipe": model.recipe.to_dict(),
+        "block": dataclasses.asdict(model.blocks[0].sizes),
+        "options": dataclasses.asdict(model.options),
+        "layers": len(model.blocks),
+        "calibration": dict(model.provenance),
+        "tensors_sha256": checksum,
+    }
+    with _replacing(folder / METADATA_FILE) as temporary:
+        temporary.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+
+
+def load_packed(folder: Path, verify: bool = True) -> PackedModel:
+    """Reads a packed model; its tensors are memory-mapped.
+
+    Args:
+        folder: written by save_packed.
+        verify: compare the tensor file's SHA-256 with the one recorded.
+
+    Raises:
+        CheckpointError: a missing, truncated, edited, newer or foreign file; nothing is returned half-loaded.
+    """
+    metadata = read_metadata(folder)
+    where = folder / METADATA_FILE
+    try:
+        recipe = Recipe.from_dict(_field(metadata, "recipe", dict, where))
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from None
+    sizes = _dataclass(BlockSizes, metadata, "block", where)
+    options = _dataclass(BlockOptions, metadata, "options", where)
+    layers = _field(metadata, "layers", int, where)
+    calibration = _field(metadata, "calibration", dict, where)
+    checksum = _field(metadata, "tensors_sha256", str, where)
+    if layers < 1 or min(dataclasses.astuple(sizes)) < 1:
+        raise CheckpointError(f"{where}: layers and block: expected sizes of at least 1")
+    tensors = _read_tensors(folder / TENSORS_FILE, checksum if verify else None)
+    blocks = tuple(_block(tensors, index, sizes, folder) for index in range(layers))
+    head = _head(tensors, sizes, folder)
+    if tensors:
+        raise CheckpointError(f"{folder / TENSORS_FILE}: unknown tensor {min(tensors)}")
+    return PackedModel(
+        blocks=blocks, options=options, head=head, recipe=recipe, provenance=calibration
+    )
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint, with its format and version checked.
+
+    Raises:
+        CheckpointError: missing, not JSON, foreign or newer.
+    """
+    path = folder / METADATA_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{path}: not found; expected a folder made by `mambaquant quantize`")
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: expected JSON, got {error}") from None
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        found = metadata.get("format") if isinstance(metadata, dict) else type(metadata).__name__
+        raise CheckpointError(f"{path}: format: expected {FORMAT!r}, got {found!r}")
+    version = metadata.get("format_version")
+    if version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        hint = "; it was made by a newer mambaquant_ext, upgrade to read it" if newer else ""
+        raise CheckpointError(
+            f"{path}: format_version: expected {FORMAT_VERSION}, got {version!r}{hint}"
+        )
+    return metadata
+
+
+def _field(values: Mapping[str, Any], name: str, kind: type, where: Path) -> Any:
+    if name not in values:
+        raise CheckpointError(f"{where}: {name}: missing")
+    value = values[name]
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise CheckpointError(f"{where}: {name}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def _dataclass(cls: type, metadata: Mapping[str, Any], name: str, where: Path) -> Any:
+    values = _field(metadata, name, dict, where)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for unknown in sorted(set(values) - set(fields)):
+        raise CheckpointError(f"{where}: {name}.{unknown}: unknown field")
+    kinds = {"int": int, "bool": bool, "float": float}
+    for field in fields.values():
+        _field(values, field.name, kinds[str(field.type)], where / name)
+    return cls(**values)
+
+
+def _read_tensors(path: Path, checksum: str | None) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: not found")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: truncated or not a safetensors file ({error})") from None
+    if checksum is not None and (found := _sha256(path)) != checksum:
+        raise CheckpointError(
+            f"{path}: expected SHA-256 {checksum} ({METADATA_FILE}: tensors_sha256), got {found}; the file was "
+            "changed after it was written"
+        )
+    return tensors
+
+
+def _take(
+    tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], folder: Path
+) -> Tensor:
+    where = folder / TENSORS_FILE
+    tensor = tensors.pop(name, None)
+    if tensor is None:
+        raise CheckpointError(f"{where}: tensor {name}: missing")
+    if tuple(tensor.shape) != shape or tensor.dtype not in dtypes:
+        wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise CheckpointError(
+            f"{where}: tensor {name}: expected {wanted} of shape {shape}, got "
+            f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+        )
+    if tensor.dtype == torch.float32 and not math.isfinite(float(tensor.abs().max())):
+        raise CheckpointError(f"{where}: tensor {name}: expected finite values, got inf or NaN")
+    if name.endswith("scale") and not bool((tensor != 0).all()):
+        raise CheckpointError(f"{where}: tensor {name}: expected scales other than 0")
+    return tensor
+
+
+def _block(
+    tensors: dict[str, Tensor], index: int, sizes: BlockSizes, folder: Path
+) -> PackedBlock:
+    return PackedBlock(
+        **{
+            name: _take(tensors, f"layers.{index}.{name}", shape, (dtype,), folder)
+            for name, (shape, dtype) in sizes.expected().items()
+        }
+    )
+
+
+def _head(tensors: dict[str, Tensor], sizes: BlockSizes, folder: Path) -> PackedHead:
+    embedding = tensors.get("head.embedding")
+    vocab = 0 if embedding is None or embedding.dim() == 0 else embedding.shape[0]
+    matrix, rows = (vocab, sizes.hidden), (vocab,)
+    f32, int8 = torch.float32, torch.int8
+
+    def optional(name: str, shape: tuple[int, ...], present: bool) -> Tensor | None:
+        return _take(tensors, name, shape, (f32,), folder) if present else None
+
+    embedding = _take(tensors, "head.embedding", matrix, (int8, torch.float16), folder)
+    lm_head = _take(tensors, "head.lm_head", matrix, (int8, f32), folder)
+    is_int8_head = lm_head.dtype == int8
+    return PackedHead(
+        embedding=embedding,
+        embedding_scale=optional("head.embedding_scale", rows, embedding.dtype == int8),
+        norm_f=_take(tensors, "head.norm_f", (sizes.hidden,), (f32,), folder),
+        lm_head=lm_head,
+        lm_head_scale=optional("head.lm_head_scale", rows, is_int8_head),
+        head_scale=optional("head.head_scale", (1,), is_int8_head),
+    )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file that takes `path`'s place if the block succeeds."""
+    handle, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

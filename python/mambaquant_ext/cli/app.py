@@ -1,0 +1,40 @@
+"""The command `mambaquant` and its subcommands; the only place that turns exceptions into exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from mambaquant_ext.cli import evaluate, generate, info, inspect, quantize
+
+FAILURE, BAD_ARGUMENTS = 1, 2
+
+app = typer.Typer(
+    name="mambaquant",
+    help="Quantize Mamba models to int8 with MambaQuant, and run them on hand-written kernels.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("quantize")(quantize.quantize)
+app.command("eval")(evaluate.evaluate)
+app.command("generate")(generate.generate)
+app.command("inspect")(inspect.inspect)
+app.command("info")(info.info)
+
+
+def main() -> None:
+    """Runs the command line. Exit status: 0 success, 1 failure, 2 bad arguments."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models come from folders; nothing is downloaded
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.stderr.write("mambaquant: interrupted\n")
+        sys.exit(FAILURE)
+    except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:
+        # What a user can cause: a message that names what was expected and what came, and no traceback.
+        sys.stderr.write(f"mambaquant: {error}\n")
+        sys.exit(FAILURE)

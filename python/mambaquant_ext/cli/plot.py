@@ -1,0 +1,48 @@
+"""The picture of `mambaquant inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mambaquant_ext.inspection import SiteStatistics
+
+TITLES = {
+    "in": "in_proj input", "out": "out_proj input", "dt": "dt_proj input", "h": "state at the read-out", "C": "C",
+}
+
+
+def plot_transforms(rows: list[SiteStatistics], path: Path) -> None:
+    """One column a tensor, one line a layer: variance spread above, max / rms below, step by step.
+
+    Args:
+        rows: from inspect_transforms.
+        path: PNG file to write.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        OSError: the file cannot be written.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'mambaquant_ext[plot]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, len(TITLES), figsize=(3.2 * len(TITLES), 6), squeeze=False)
+    for column, (site, title) in enumerate(TITLES.items()):
+        axes[0][column].set_title(title)
+        for line, field in enumerate(("variance_spread", "max_over_rms")):
+            axis = axes[line][column]
+            for layer in sorted({row.layer for row in rows}):
+                own = [row for row in rows if row.site == site and row.layer == layer]
+                axis.plot([row.step for row in own], [getattr(row, field) for row in own],
+                          marker="o", label=f"layer {layer}")
+            axis.set_yscale("log")
+            axis.grid(True, which="both", alpha=0.25)
+            if column == 0:
+                axis.set_ylabel("channel variance, max / median" if line == 0 else "max / rms")
+    axes[0][-1].legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,147 @@
+"""Float checkpoints on disk: transformers folders, and folders in mamba_ssm's own format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambaquant_ext.model.hf import import_transformers
+
+# What mamba_ssm assumes where its config.json is silent (MambaConfig and the Mamba module's defaults).
+_MAMBA_SSM_DEFAULTS = {"d_state": 16, "d_conv": 4, "expand": 2, "dt_rank": "auto"}
+_VOCAB_MULTIPLE = 8
+
+
+class ModelFormatError(ValueError):
+    """A folder that is not a Mamba-1 language model; the message names the file and the field."""
+
+
+def load_float_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A transformers.MambaForCausalLM from a folder on disk; nothing is downloaded.
+
+    Args:
+        folder: with config.json and model.safetensors or pytorch_model.bin, in transformers' or mamba_ssm's
+            format. pytorch_model.bin is read with weights_only.
+        dtype: of the weights in memory.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        ModelFormatError: another kind of model, or missing, truncated or misshapen files.
+        ImportError: transformers is not installed.
+    """
+    transformers = import_transformers()
+    config = _read_config(folder)
+    if "model_type" in config:
+        if config["model_type"] != "mamba":
+            raise ModelFormatError(
+                f"{folder / 'config.json'}: model_type: expected 'mamba', got {config['model_type']!r}"
+            )
+        hf_config = transformers.MambaConfig.from_dict(config)
+    elif "d_model" in config and "n_layer" in config:
+        hf_config = transformers.MambaConfig(**_mamba_ssm_config(config, folder))
+    else:
+        raise ModelFormatError(
+            f"{folder / 'config.json'}: expected model_type (transformers) or d_model and n_layer (mamba_ssm)"
+        )
+    state = {_hf_name(name): tensor for name, tensor in _read_state(folder).items()}
+    if "lm_head.weight" not in state and "backbone.embeddings.weight" in state:
+        state["lm_head.weight"] = state["backbone.embeddings.weight"]
+    model = skeleton(hf_config)
+    _check_state(state, model, folder)
+    model.load_state_dict({name: t.to(dtype) for name, t in state.items()}, assign=True)
+    if hf_config.tie_word_embeddings:
+        model.tie_weights()
+    return model.eval()
+
+
+def skeleton(config: Any) -> Any:
+    """A MambaForCausalLM without storage, to be filled with tensors or quantized modules."""
+    transformers = import_transformers()
+    with torch.device("meta"):
+        return transformers.MambaForCausalLM(config)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelFormatError(f"{path}: not found; expected a model folder")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelFormatError(f"{path}: expected JSON, got {error}") from None
+    if not isinstance(config, dict):
+        raise ModelFormatError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    return config
+
+
+def _mamba_ssm_config(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    where = folder / "config.json"
+    ssm = {**_MAMBA_SSM_DEFAULTS, **(config.get("ssm_cfg") or {})}
+    layer = ssm.get("layer", "Mamba1")
+    if layer != "Mamba1":
+        raise ModelFormatError(f"{where}: ssm_cfg.layer: expected 'Mamba1', got {layer!r}")
+    if config.get("attn_layer_idx"):
+        raise ModelFormatError(f"{where}: attn_layer_idx: expected no attention layers")
+    if not config.get("rms_norm", True):
+        raise ModelFormatError(f"{where}: rms_norm: expected true, got false")
+    hidden = int(config["d_model"])
+    multiple = int(config.get("pad_vocab_size_multiple", _VOCAB_MULTIPLE))
+    vocab = -(-int(config["vocab_size"]) // multiple) * multiple
+    return {
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "num_hidden_layers": int(config["n_layer"]),
+        "state_size": int(ssm["d_state"]),
+        "conv_kernel": int(ssm["d_conv"]),
+        "expand": int(ssm["expand"]),
+        "time_step_rank": "auto" if ssm["dt_rank"] == "auto" else int(ssm["dt_rank"]),
+        "layer_norm_epsilon": 1e-5,
+        "residual_in_fp32": bool(config.get("residual_in_fp32", True)),
+        "tie_word_embeddings": bool(config.get("tie_embeddings", True)),
+    }
+
+
+def _hf_name(name: str) -> str:
+    return name.replace("backbone.embedding.", "backbone.embeddings.")
+
+
+def _read_state(folder: Path) -> dict[str, Tensor]:
+    safetensors_files = sorted(folder.glob("model*.safetensors"))
+    try:
+        if safetensors_files:
+            from safetensors.torch import load_file
+
+            state: dict[str, Tensor] = {}
+            for path in safetensors_files:
+                state.update(load_file(path))
+            return state
+        path = folder / "pytorch_model.bin"
+        if path.is_file():
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            if isinstance(loaded, dict) and all(isinstance(v, Tensor) for v in loaded.values()):
+                return loaded
+            raise ModelFormatError(f"{path}: expected a dictionary of tensors")
+    except ModelFormatError:
+        raise
+    except Exception as error:
+        raise ModelFormatError(f"{path}: cannot be read: {error}") from None
+    raise ModelFormatError(f"{folder}: expected model.safetensors or pytorch_model.bin, found neither")
+
+
+def _check_state(state: dict[str, Tensor], model: Any, folder: Path) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name, shape in expected.items():
+        if name not in state:
+            raise ModelFormatError(f"{folder}: tensor {name}: missing")
+        if tuple(state[name].shape) != shape:
+            raise ModelFormatError(
+                f"{folder}: tensor {name}: expected shape {shape}, got {tuple(state[name].shape)}"
+            )
+    for name in sorted(set(state) - set(expected)):
+        raise ModelFormatError(f"{folder}: tensor {name}: unknown for this config.json")

@@ -1,0 +1,161 @@
+"""transformers' MambaForCausalLM as plain weights, and back into a skeleton for quantized modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mambaquant_ext.model.weights import LanguageModelWeights, MixerWeights
+
+
+def import_transformers() -> Any:
+    """The transformers package.
+
+    Raises:
+        ImportError: it is not installed; names the extra that brings it.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            "this needs the transformers library: pip install 'mambaquant_ext[hf]'"
+        ) from error
+    return transformers
+
+
+def mixer_weights(mixer: nn.Module, norm_weight: Tensor, norm_eps: float) -> MixerWeights:
+    """The weights of a Mamba-1 mixer of transformers or mamba_ssm: their parameters have the same names.
+
+    Args:
+        mixer: with in_proj, conv1d, x_proj, dt_proj, A_log, D, out_proj.
+        norm_weight: (hidden,), of the RMSNorm before it.
+        norm_eps: of that norm.
+
+    Returns:
+        float32 weights; nothing shares storage with the module.
+
+    Raises:
+        TypeError: a module without those parts, or with parts of another kind.
+        ValueError: an activation other than SiLU.
+    """
+    parts = ("in_proj", "conv1d", "x_proj", "dt_proj", "A_log", "D", "out_proj")
+    missing = [name for name in parts if not hasattr(mixer, name)]
+    if missing:
+        raise TypeError(
+            f"expected a Mamba-1 mixer with {', '.join(parts)}, got {type(mixer).__name__} without "
+            f"{', '.join(missing)}"
+        )
+    activation = getattr(mixer, "activation", "silu")
+    if activation not in ("silu", "swish"):
+        raise ValueError(f"{type(mixer).__name__}: expected activation silu, got {activation!r}")
+    m: Any = mixer
+    for name in ("in_proj", "x_proj", "dt_proj", "out_proj"):
+        part = getattr(m, name)
+        if not isinstance(part, nn.Linear) or not part.weight.is_floating_point():
+            raise TypeError(
+                f"{type(mixer).__name__}.{name}: expected a float nn.Linear, got {type(part).__name__}"
+            )
+
+    def copy(tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu", torch.float32, copy=True)
+
+    def bias(tensor: Tensor | None, size: int) -> Tensor:
+        return torch.zeros(size) if tensor is None else copy(tensor)
+
+    dim, dt_rank = m.dt_proj.weight.shape
+    dstate = m.A_log.shape[1]
+    in_x, in_z = copy(m.in_proj.weight).split(dim)
+    in_x_bias, in_z_bias = bias(m.in_proj.bias, 2 * dim).split(dim)
+    x_dt, x_B, x_C = copy(m.x_proj.weight).split([dt_rank, dstate, dstate])
+    return MixerWeights(
+        norm_weight=copy(norm_weight),
+        norm_eps=float(norm_eps),
+        in_x=in_x,
+        in_z=in_z,
+        in_x_bias=in_x_bias,
+        in_z_bias=in_z_bias,
+        conv=copy(m.conv1d.weight)[:, 0],
+        conv_bias=bias(m.conv1d.bias, dim),
+        x_dt=x_dt,
+        x_dt_bias=torch.zeros(dt_rank),
+        x_B=x_B,
+        x_C=x_C,
+        dt=copy(m.dt_proj.weight),
+        dt_bias=bias(m.dt_proj.bias, dim),
+        A=-torch.exp(copy(m.A_log)),
+        D=copy(m.D),
+        out=copy(m.out_proj.weight),
+        out_bias=bias(m.out_proj.bias, m.out_proj.weight.shape[0]),
+        gate_scale=torch.ones(dim),
+    )
+
+
+def norm_parts(norm: nn.Module, owner: str) -> tuple[Tensor, float]:
+    """Weight and eps of an RMSNorm of transformers, mamba_ssm or torch.
+
+    Raises:
+        TypeError: not an RMSNorm with a weight and no bias.
+    """
+    weight = getattr(norm, "weight", None)
+    eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    is_rms = "rms" in type(norm).__name__.lower()
+    if weight is None or eps is None or getattr(norm, "bias", None) is not None or not is_rms:
+        raise TypeError(f"{owner}: expected an RMSNorm with a weight, got {type(norm).__name__}")
+    return weight, float(eps)
+
+
+def block_weights(block: nn.Module) -> MixerWeights:
+    """The weights of a block with `norm` and `mixer`.
+
+    Raises:
+        TypeError: a block of another kind.
+        ValueError: an activation other than SiLU.
+    """
+    if not hasattr(block, "norm") or not hasattr(block, "mixer"):
+        raise TypeError(f"expected a Mamba block with norm and mixer, got {type(block).__name__}")
+    owner = type(block).__name__
+    assert isinstance(block.norm, nn.Module) and isinstance(block.mixer, nn.Module)
+    return mixer_weights(block.mixer, *norm_parts(block.norm, f"{owner}.norm"))
+
+
+def embedding_name(backbone: nn.Module) -> str:
+    """Name of the embedding in transformers' (`embeddings`) or mamba_ssm's (`embedding`) backbone."""
+    return "embeddings" if hasattr(backbone, "embeddings") else "embedding"
+
+
+def language_model_weights(model: nn.Module) -> LanguageModelWeights:
+    """The weights of a MambaForCausalLM of transformers, or a MambaLMHeadModel of mamba_ssm.
+
+    Args:
+        model: with `backbone` (embeddings, layers, norm_f) and `lm_head`.
+
+    Returns:
+        float32 weights; nothing shares storage with the model.
+
+    Raises:
+        TypeError: a model or block of another kind.
+    """
+    backbone, lm_head = getattr(model, "backbone", None), getattr(model, "lm_head", None)
+    parts = ("layers", "norm_f")
+    if backbone is None or lm_head is None or any(not hasattr(backbone, name) for name in parts):
+        raise TypeError(
+            "expected a Mamba language model with backbone.layers, backbone.norm_f and lm_head "
+            f"(transformers.MambaForCausalLM), got {type(model).__name__}"
+        )
+    for module in (lm_head, getattr(backbone, embedding_name(backbone), None)):
+        if not isinstance(module, (nn.Linear, nn.Embedding)):
+            raise TypeError(
+                f"{type(model).__name__}: expected a float model, got {type(module).__name__} at its ends; "
+                "is it quantized already?"
+            )
+    norm_f, eps = norm_parts(backbone.norm_f, "backbone.norm_f")
+    embedding = getattr(backbone, embedding_name(backbone)).weight
+    return LanguageModelWeights(
+        embedding=embedding.detach().to("cpu", torch.float32, copy=True),
+        layers=tuple(block_weights(block) for block in backbone.layers),
+        norm_f=norm_f.detach().to("cpu", torch.float32, copy=True),
+        norm_eps=eps,
+        lm_head=lm_head.weight.detach().to("cpu", torch.float32, copy=True),
+    )
