@@ -96,9 +96,7 @@ struct Affine {
   }
 };
 
-// Into L2, and harmless past the last row: the rounding pass is bound by instructions and fetches
-// the next row.
-inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+// The rounding pass is bound by instructions, so it prefetches the next row (harmless past the last).
 
 // The policies of the first pass: what a vector of s is, and what of it is accumulated on the way
 // (s for LayerNorm's mean, s^2 for RMSNorm).

@@ -139,7 +139,5 @@ inline F32 exp2_int(F32 n) {
 }
 inline F32 scale_exp2(F32 x, F32 n) { return {_mm512_scalef_ps(x.v, n.v)}; }
 
-inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
-
 }  // namespace
 }  // namespace mambaquant::cpu::MBQ_ISA

@@ -58,9 +58,7 @@ inline F32 softplus(F32 x) {
 
 // For |x| < 2^22; e^-x reaches 0 and infinity (or the ends of its range) where the result has long been
 // 0 or 1 in float32.
-inline F32 sigmoid(F32 x) {
-  return set1(1.0f) / (set1(1.0f) + exp2_product(x, set1(-kLog2E)));
-}
+inline F32 sigmoid(F32 x) { return set1(1.0f) / (set1(1.0f) + exp2_product(x, set1(-kLog2E))); }
 inline F32 silu(F32 x) { return x / (set1(1.0f) + exp2_product(x, set1(-kLog2E))); }
 
 }  // namespace

@@ -144,7 +144,5 @@ inline F32 scale_exp2(F32 x, F32 n) {
   return x * exp2_int(max(min(n, set1(127.0f)), set1(-126.0f)));
 }
 
-inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
-
 }  // namespace
 }  // namespace mambaquant::cpu::MBQ_ISA

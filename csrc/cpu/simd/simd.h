@@ -37,3 +37,12 @@
 #else
 #include "cpu/simd/scalar.h"
 #endif
+
+namespace mambaquant::cpu::MBQ_ISA {
+namespace {
+
+// Into L2; any address is allowed.
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+}  // namespace
+}  // namespace mambaquant::cpu::MBQ_ISA

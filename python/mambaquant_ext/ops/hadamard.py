@@ -14,6 +14,8 @@ from math import isqrt
 import torch
 from torch import Tensor
 
+from mambaquant_ext._load import _C
+
 
 def hadamard_transform(x: Tensor, inverse: bool = False) -> Tensor:
     """Rotates every row: y = x H, or x H^T with inverse.
@@ -76,7 +78,7 @@ def hadamard_matrix(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
     Raises:
         ValueError: an unsupported n (the message names the nearest).
     """
-    base = torch.tensor(torch.ops.mambaquant_build.hadamard_base(n), dtype=torch.float64)
+    base = torch.tensor(_C.hadamard_base(n), dtype=torch.float64)
     matrix = base.reshape(isqrt(base.numel()), -1)
     butterfly = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
     while matrix.shape[0] < n:
@@ -87,7 +89,7 @@ def hadamard_matrix(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
 @lru_cache(maxsize=1)
 def supported_hadamard_sizes() -> tuple[int, ...]:
     """Every size that the transform supports, rising."""
-    return tuple(torch.ops.mambaquant_build.supported_hadamard_sizes())
+    return tuple(_C.supported_hadamard_sizes())
 
 
 def is_supported(n: int) -> bool:
