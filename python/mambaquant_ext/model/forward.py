@@ -74,6 +74,8 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, initial: Tensor | None)
     if initial is None:
         initial = x.new_zeros(x.shape[0], history, x.shape[2])
     padded = torch.cat([initial.to(x.dtype), x], 1)
+    if x.shape[1] == 0:  # conv1d refuses an input that is narrower than its kernel
+        return x, padded
     y = F.conv1d(padded.transpose(1, 2), weight[:, None], bias, groups=x.shape[2]).transpose(1, 2)
     return y, padded[:, padded.shape[1] - history :]
 
