@@ -38,6 +38,9 @@ EQUAL_MEAN_SQUARES = 1e-4
 # pass carries some 1e-6, and sums over hundreds of tokens about as much.
 MOMENT_ERROR = 2e-5
 
+# Rounding to a grid, in steps: a half, and the float32 roundings of x / scale, 127 steps of 6e-8 each.
+HALF_STEP = 0.5 + 4e-5
+
 
 def assert_orthogonal(rotation):
     """R^T R = I, computed in float64."""
