@@ -1,5 +1,6 @@
-"""The float forward pass: the definition that transforms preserve, that calibration observes, and that the
-emulated mode rounds. Plain torch, any floating dtype.
+"""The float forward pass, in plain torch and any floating dtype.
+
+It is the definition that transforms preserve, that calibration observes, and that the emulated mode rounds.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ SCAN_BLOCK = 32
 
 
 def no_tap(_site: str, value: Tensor) -> Tensor:
-    """The tap that does nothing."""
+    """The tap that does nothing.
+
+    Args:
+        value: (...), returned as it is.
+    """
     return value
 
 
@@ -142,7 +147,7 @@ def mixer_forward(
     z = tap("z", F.linear(normed, weights.in_z, weights.in_z_bias))
     if keep is not None:
         xs = xs * keep
-    conv, conv_state = causal_conv(xs, weights.conv, weights.conv_bias, state and state.conv)
+    conv, conv_state = causal_conv(xs, weights.conv, weights.conv_bias, None if state is None else state.conv)
     x = tap("x", F.silu(conv))
     if keep is not None:
         x = x * keep
@@ -150,7 +155,8 @@ def mixer_forward(
     B = tap("B", F.linear(x, weights.x_B))
     C = tap("C", F.linear(x, weights.x_C))
     delta = F.softplus(F.linear(dt, weights.dt, weights.dt_bias))
-    y, ssm_state = selective_scan(x, delta, B, C, weights, state and state.ssm, tap)
+    initial = None if state is None else state.ssm
+    y, ssm_state = selective_scan(x, delta, B, C, weights, initial, tap)
     v = y * z * torch.sigmoid(weights.gate_scale * z)
     if weights.has_out_rotation:
         v = v @ hadamard_matrix(weights.dim, v.dtype)

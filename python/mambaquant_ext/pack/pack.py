@@ -56,7 +56,12 @@ def pack(
 
 
 def block_options(layer: MixerWeights, recipe: Recipe) -> BlockOptions:
-    """What the tensors of a block do not tell."""
+    """What the tensors of a block do not tell.
+
+    Args:
+        layer: transformed.
+        recipe: bits and level.
+    """
     return BlockOptions(
         norm_eps=layer.norm_eps,
         has_out_rotation=layer.has_out_rotation,

@@ -16,8 +16,9 @@ SAMPLES_PER_CHANNEL = 4
 
 
 def klt_rotation(moment: Tensor, samples: int) -> Tensor:
-    """R = K H: eigenvectors of the second moment, then Hadamard, so that every channel of x R has mean square
-    trace(moment) / n (paper eq. 13).
+    """R = K H: eigenvectors of the second moment, then Hadamard.
+
+    Every channel of x R then has mean square trace(moment) / n (paper section 4.2, eq. 13).
 
     Args:
         moment: (n, n), E[x^T x] not centred, because the quantizer behind it is symmetric.
@@ -35,7 +36,7 @@ def klt_rotation(moment: Tensor, samples: int) -> Tensor:
             f"klt_rotation: expected at least {SAMPLES_PER_CHANNEL * n} calibration tokens for {n} channels, "
             f"got {samples}; add calibration data or use Rotation.HADAMARD"
         )
-    _, eigenvectors = torch.linalg.eigh(moment.double())
+    eigenvectors: Tensor = torch.linalg.eigh(moment.double()).eigenvectors
     return eigenvectors @ hadamard_matrix(n)
 
 

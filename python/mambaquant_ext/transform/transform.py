@@ -18,7 +18,7 @@ def transform(
 ) -> LanguageModelWeights:
     """An equivalent model, ready for static int8 ranges.
 
-    Order (algorithm section 7.1): centre dt, S1, S2, S4, S5, then R1, R2, R4, R5.
+    Order (algorithm section 7.1): S1, S2, S4, centring of dt, S5, then R1, R2, R4, R5.
 
     Args:
         model: with norms folded where the recipe rotates or smooths behind them (see `needs_folded_norms`).
@@ -30,7 +30,8 @@ def transform(
         A model with the same function.
 
     Raises:
-        ValueError: too little calibration data for a KLT, or a width without a Hadamard matrix.
+        ValueError: too little calibration data for a KLT, a width without a Hadamard matrix, or norms that are
+            not folded where R1 needs it.
     """
     rotation = _rotation(recipe.residual_rotation, stats.in_moment, stats.samples * len(model.layers))
     layers = tuple(
@@ -62,6 +63,10 @@ def transform_layer(
 
     Returns:
         The block, float64, in the rotated basis at both ends if `rotation` is given.
+
+    Raises:
+        ValueError: too little calibration data for a KLT, a width without a Hadamard matrix, or a rotation of a
+            block whose norm is not folded.
     """
     if recipe.smooth_in:
         columns = torch.cat([layer.in_x, layer.in_z]).abs().amax(0)
