@@ -99,7 +99,9 @@ def test_percentile_clips_one_outlier_of_a_million_and_keeps_it_when_all_are_kep
 def test_growing_by_orders_of_magnitude_keeps_every_count(factor, generator):
     """After the growth, quantiles are those of all values, at the width that the largest of them asks for."""
     small = torch.randn(5000, 3, generator=generator)
-    large = torch.randn(5000, 3, generator=generator) * factor
+    # Each channel grows by itself; the last one stays.
+    factors = torch.tensor([factor, factor**0.5, 0.01])
+    large = torch.randn(5000, 3, generator=generator) * factors
     watching = observer(Observer.PERCENTILE, per_channel=True, percentile=0.75)
     watching.observe(small)
     watching.observe(large)
@@ -115,6 +117,14 @@ def test_growing_by_orders_of_magnitude_keeps_every_count(factor, generator):
         width = 2 * float(column.abs().max()) * 1.0001 / (BINS / 2)
         high = signed_quantile(column[column >= 0], 0.75)
         assert found.high[group] == pytest.approx(high, abs=1.01 * width)
+
+
+def test_a_quantile_is_linear_inside_its_bin():
+    """One large value makes the bin a thousandth of it wide: all others fall into the first."""
+    x = torch.cat([torch.tensor([1000.0]), torch.linspace(0, 0.97, 100_000)])
+    for percentile in (0.6, 0.75, 0.9):
+        high = watched(Observer.PERCENTILE, [x], percentile=percentile).high.item()
+        assert high == pytest.approx(percentile, abs=0.03)
 
 
 def test_a_channel_that_is_dead_at_first_grows_from_zero(generator):
