@@ -103,7 +103,9 @@ class Recipe:
         for field in dataclasses.fields(self):
             value, kind = getattr(self, field.name), _KINDS[str(field.type)]
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-                raise ValueError(f"Recipe.{field.name}: expected {_description(field)}, got {value!r}")
+                raise ValueError(
+                    f"Recipe.{field.name}: expected {_description(field)}, got {value!r}"
+                )
         if self.version != RECIPE_VERSION:
             raise ValueError(f"Recipe.version: expected {RECIPE_VERSION}, got {self.version!r}")
         for name in ("weight_bits", "activation_bits", "gate_bits"):
@@ -112,7 +114,9 @@ class Recipe:
         if not 0.5 < self.percentile <= 1:
             raise ValueError(f"Recipe.percentile: expected 0.5 < p <= 1, got {self.percentile!r}")
         if self.state_rotation and not self.quantize_readout:
-            raise ValueError("Recipe.state_rotation: expected False when quantize_readout is False, got True")
+            raise ValueError(
+                "Recipe.state_rotation: expected False when quantize_readout is False, got True"
+            )
         if self.smooth_in and self.residual_rotation is not Rotation.NONE:
             raise ValueError("Recipe.smooth_in: expected False with a residual_rotation, got True")
 
@@ -135,7 +139,9 @@ class Recipe:
             ValueError: an unknown or missing field, a value of the wrong type or range, or an unknown version.
         """
         if values.get("version") != RECIPE_VERSION:
-            raise ValueError(f"recipe.version: expected {RECIPE_VERSION}, got {values.get('version')!r}")
+            raise ValueError(
+                f"recipe.version: expected {RECIPE_VERSION}, got {values.get('version')!r}"
+            )
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for name in values:
             if name not in fields:
@@ -154,8 +160,13 @@ class Recipe:
 
 # What a field's annotation accepts; bool is no int here.
 _KINDS: dict[str, type | tuple[type, ...]] = {
-    "str": str, "int": int, "float": (int, float), "bool": bool, "Rotation": Rotation,
-    "Observer": Observer, "Granularity": Granularity,
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "Rotation": Rotation,
+    "Observer": Observer,
+    "Granularity": Granularity,
 }
 
 
@@ -167,9 +178,16 @@ def _description(field: dataclasses.Field[Any]) -> str:
 
 
 _UNTRANSFORMED: dict[str, Any] = {
-    "residual_rotation": Rotation.NONE, "out_rotation": False, "state_rotation": False,
-    "dt_rotation": Rotation.NONE, "smooth_gate": False, "smooth_state": False, "smooth_dt": False,
-    "center_dt": False, "observer": Observer.ABSMAX, "granularity": Granularity.PER_TENSOR,
+    "residual_rotation": Rotation.NONE,
+    "out_rotation": False,
+    "state_rotation": False,
+    "dt_rotation": Rotation.NONE,
+    "smooth_gate": False,
+    "smooth_state": False,
+    "smooth_dt": False,
+    "center_dt": False,
+    "observer": Observer.ABSMAX,
+    "granularity": Granularity.PER_TENSOR,
 }
 
 PRESETS: dict[str, Recipe] = {
@@ -179,8 +197,11 @@ PRESETS: dict[str, Recipe] = {
     "quarot": Recipe(
         name="quarot",
         **{
-            **_UNTRANSFORMED, "residual_rotation": Rotation.HADAMARD, "out_rotation": True,
-            "state_rotation": True, "dt_rotation": Rotation.HADAMARD,
+            **_UNTRANSFORMED,
+            "residual_rotation": Rotation.HADAMARD,
+            "out_rotation": True,
+            "state_rotation": True,
+            "dt_rotation": Rotation.HADAMARD,
         },
     ),
 }

@@ -50,12 +50,16 @@ def token_ids(batch: Any) -> Tensor:
                 f"calibration batch: expected no padding, got attention_mask with {padding} zero(s)"
             )
     if not isinstance(ids, Tensor):
-        raise TypeError(f"calibration batch: expected a tensor of token ids, got {type(ids).__name__}")
+        raise TypeError(
+            f"calibration batch: expected a tensor of token ids, got {type(ids).__name__}"
+        )
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"calibration batch: expected integer token ids, got {ids.dtype}")
     ids = ids[None] if ids.dim() == 1 else ids
     if ids.dim() != 2 or ids.numel() == 0:
-        raise ValueError(f"calibration batch: expected shape (batch, seqlen), got {tuple(ids.shape)}")
+        raise ValueError(
+            f"calibration batch: expected shape (batch, seqlen), got {tuple(ids.shape)}"
+        )
     return ids.long()
 
 
@@ -89,7 +93,9 @@ class _Moments:
         assert isinstance(self.dt_sum, Tensor) and isinstance(self.dt_moment, Tensor)
         for name, extreme in self.extremes.items():
             if not bool(extreme.isfinite().all()):
-                raise ValueError(f"calibration: expected finite activations, got inf or NaN in {name}")
+                raise ValueError(
+                    f"calibration: expected finite activations, got inf or NaN in {name}"
+                )
         return LayerMoments(
             in_amax=self.extremes["in"],
             out_amax=self.extremes["out"],
@@ -131,9 +137,7 @@ def collect_moments(
     total = torch.zeros(model.embedding.shape[1], model.embedding.shape[1], dtype=torch.float64)
     for layer in layers:
         total += layer.in_moment
-    return MomentStats(
-        in_moment=total / (samples * len(layers)), layers=results, samples=samples
-    )
+    return MomentStats(in_moment=total / (samples * len(layers)), layers=results, samples=samples)
 
 
 def _observers(recipe: Recipe) -> dict[str, RangeObserver]:
@@ -145,7 +149,9 @@ def _observers(recipe: Recipe) -> dict[str, RangeObserver]:
     levels = 2**recipe.activation_bits - 1
     free = recipe.granularity is Granularity.PER_CHANNEL
 
-    def observer(per_channel: bool, kind: Observer = recipe.observer, steps: int = levels) -> RangeObserver:
+    def observer(
+        per_channel: bool, kind: Observer = recipe.observer, steps: int = levels
+    ) -> RangeObserver:
         return RangeObserver(kind, recipe.percentile, per_channel, steps)
 
     return {

@@ -19,7 +19,9 @@ class RangeObserver:
     arrives, by merging neighbours, so that counts stay exact and memory bounded (algorithm section 1.6).
     """
 
-    def __init__(self, observer: Observer, percentile: float, per_channel: bool, levels: int) -> None:
+    def __init__(
+        self, observer: Observer, percentile: float, per_channel: bool, levels: int
+    ) -> None:
         """Starts empty.
 
         Args:
@@ -84,7 +86,9 @@ class RangeObserver:
         half = BINS // 2
         index = (rows * (half / self._limit)).floor_().int().clamp_(-half, half - 1)
         index += half + torch.arange(groups, dtype=torch.int32) * BINS
-        self._counts += torch.bincount(index.flatten(), minlength=groups * BINS).reshape(groups, BINS)
+        self._counts += torch.bincount(index.flatten(), minlength=groups * BINS).reshape(
+            groups, BINS
+        )
 
     def _grow(self, amax: Tensor) -> None:
         while bool((amax >= self._limit).any()):

@@ -62,7 +62,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
 
 
-def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor]:
+def causal_conv(
+    x: Tensor, weight: Tensor, bias: Tensor, initial: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Depthwise causal convolution over time, before SiLU.
 
     Args:
@@ -86,7 +88,13 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, initial: Tensor | None)
 
 
 def selective_scan(
-    x: Tensor, delta: Tensor, B: Tensor, C: Tensor, weights: MixerWeights, initial: Tensor | None, tap: Tap
+    x: Tensor,
+    delta: Tensor,
+    B: Tensor,
+    C: Tensor,
+    weights: MixerWeights,
+    initial: Tensor | None,
+    tap: Tap,
 ) -> tuple[Tensor, Tensor]:
     """h_t = exp(delta_t A) h_{t-1} + delta_t x_t B_t; y_t = h_t C_t + D x_t (algorithm section 1.1, 6-8).
 
@@ -147,7 +155,9 @@ def mixer_forward(
     z = tap("z", F.linear(normed, weights.in_z, weights.in_z_bias))
     if keep is not None:
         xs = xs * keep
-    conv, conv_state = causal_conv(xs, weights.conv, weights.conv_bias, None if state is None else state.conv)
+    conv, conv_state = causal_conv(
+        xs, weights.conv, weights.conv_bias, None if state is None else state.conv
+    )
     x = tap("x", F.silu(conv))
     if keep is not None:
         x = x * keep
@@ -186,5 +196,3 @@ def language_model_forward(
         residual = residual + mixer_forward(layer, residual, tap=taps(index))[0]
     normed = head_tap("head", rms_norm(residual, weights.norm_f, weights.norm_eps))
     return F.linear(normed, weights.lm_head)
-
-

@@ -91,7 +91,9 @@ def pack_block(layer: MixerWeights, ranges: Mapping[str, Range], recipe: Recipe)
         ValueError: weights that are not finite.
     """
     bits, dim, dstate = recipe.activation_bits, layer.dim, layer.dstate
-    in_proj, in_proj_scale = quantize_weight(torch.cat([layer.in_x, layer.in_z]), recipe.weight_bits)
+    in_proj, in_proj_scale = quantize_weight(
+        torch.cat([layer.in_x, layer.in_z]), recipe.weight_bits
+    )
     conv, conv_scale = quantize_weight(layer.conv, recipe.weight_bits)
     x_scale, x_zero_point = asymmetric_scale(ranges["x"], bits, dim)
     x_proj, x_proj_scale = quantize_weight(

@@ -51,7 +51,9 @@ def rotate_residual_ends(model: LanguageModelWeights, rotation: Tensor) -> Langu
         ValueError: the final norm still has a weight.
     """
     if not bool((model.norm_f == 1).all()):
-        raise ValueError("rotate_residual_ends: expected a model with a folded final norm (weight 1)")
+        raise ValueError(
+            "rotate_residual_ends: expected a model with a folded final norm (weight 1)"
+        )
     return model.replace(embedding=model.embedding @ rotation, lm_head=model.lm_head @ rotation)
 
 

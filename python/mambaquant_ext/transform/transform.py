@@ -14,7 +14,10 @@ from mambaquant_ext.transform.fold_norm import fold_final_norm
 
 
 def transform(
-    model: LanguageModelWeights, stats: MomentStats, recipe: Recipe, dtype: torch.dtype = torch.float32
+    model: LanguageModelWeights,
+    stats: MomentStats,
+    recipe: Recipe,
+    dtype: torch.dtype = torch.float32,
 ) -> LanguageModelWeights:
     """An equivalent model, ready for static int8 ranges.
 
@@ -33,7 +36,9 @@ def transform(
         ValueError: too little calibration data for a KLT, a width without a Hadamard matrix, or norms that are
             not folded where R1 needs it.
     """
-    rotation = _rotation(recipe.residual_rotation, stats.in_moment, stats.samples * len(model.layers))
+    rotation = _rotation(
+        recipe.residual_rotation, stats.in_moment, stats.samples * len(model.layers)
+    )
     layers = tuple(
         transform_layer(layer.to(torch.float64), moments, stats.samples, recipe, rotation).to(dtype)
         for layer, moments in zip(model.layers, stats.layers, strict=True)
@@ -50,7 +55,11 @@ def needs_folded_norms(recipe: Recipe) -> bool:
 
 
 def transform_layer(
-    layer: MixerWeights, moments: LayerMoments, samples: int, recipe: Recipe, rotation: Tensor | None
+    layer: MixerWeights,
+    moments: LayerMoments,
+    samples: int,
+    recipe: Recipe,
+    rotation: Tensor | None,
 ) -> MixerWeights:
     """The transforms of one block.
 
@@ -97,7 +106,12 @@ def _prepare_dt(
     if recipe.center_dt:
         center = (low + high) / 2
         layer = smooth.center_dt(layer, center)
-        moment = moment - torch.outer(center, mean) - torch.outer(mean, center) + torch.outer(center, center)
+        moment = (
+            moment
+            - torch.outer(center, mean)
+            - torch.outer(mean, center)
+            + torch.outer(center, center)
+        )
         low, high = low - center, high - center
     if recipe.smooth_dt:
         amax = torch.maximum(low.abs(), high.abs())
