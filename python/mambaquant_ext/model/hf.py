@@ -95,6 +95,14 @@ def mixer_weights(mixer: nn.Module, norm_weight: Tensor, norm_eps: float) -> Mix
 def norm_parts(norm: nn.Module, owner: str) -> tuple[Tensor, float]:
     """Weight and eps of an RMSNorm of transformers, mamba_ssm or torch.
 
+    Args:
+        norm: the module.
+        owner: its name, for the error.
+
+    Returns:
+        weight: (hidden,).
+        eps: added to the mean square.
+
     Raises:
         TypeError: not an RMSNorm with a weight and no bias.
     """
