@@ -1,6 +1,6 @@
 """What each part of the method is worth: perplexity and per-layer signal-to-noise, one switch after another.
 
-    python -m bench.ablation [--bits 8 --bits 6 --bits 4] [--windows N] [--json FILE]
+    python -m bench.ablation [--bits 8,6,4] [--windows N] [--json FILE]
 
 Static ranges, absolute maximum, one scale a tensor; the head and the embedding stay float, so that the rows
 differ in the blocks alone. W8A8 runs on the int8 kernels, fewer bits emulated. The gate has 8 bits throughout.
@@ -112,15 +112,13 @@ def measure(moments: Moments, label: str, chosen: Recipe, bits: list[int]) -> li
 
 
 def main(
-    bits: Annotated[list[int], typer.Option(help="Bit widths of weights and activations.")] = [
-        8,
-        6,
-        4,
-    ],  # noqa: B006
+    bits: Annotated[str, typer.Option(help="Bit widths, separated by commas.")] = "8,6,4",
     windows: Annotated[int | None, typer.Option(min=1, help="Only the first test windows.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write figures.")] = None,
 ) -> None:
     """Add MambaQuant's parts one after another and print a table for each bit width."""
+    widths = [int(width) for width in bits.split(",")]
+    machine = describe([])
     data = docs_model.load()
     if windows is not None:
         data = docs_model.DocsModel(
@@ -130,8 +128,8 @@ def main(
     moments = Moments(data)
     with quiet_libraries():
         for label, chosen in steps().items():
-            rows += measure(moments, label, chosen, bits)
-    for width in bits:
+            rows += measure(moments, label, chosen, widths)
+    for width in widths:
         layers = len(rows[0]["sqnr_db"])
         print_table(
             f"W{width}A{width}, static",
@@ -143,7 +141,7 @@ def main(
             ],
         )
     if json_file is not None:
-        json_file.write_text(json.dumps({"machine": describe(), "rows": rows}, indent=2) + "\n")
+        json_file.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

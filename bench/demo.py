@@ -97,8 +97,8 @@ def run(output_dir: Path) -> list[dict[str, Any]]:
     data = docs_model.load()
     models: dict[str, Any] = {"float32": data.model}
     sizes = {"float32": folder_bytes(docs_model.FOLDER)}
-    for name in RECIPES:
-        folder = output_dir / RECIPES[name]
+    for name, preset in RECIPES.items():
+        folder = output_dir / preset
         quantize(data, name, folder)
         models[name] = load(folder)
         sizes[name] = folder_bytes(folder)
@@ -142,11 +142,12 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write figures.")] = None,
 ) -> None:
     """Quantize the small language model four ways and set the results beside float32."""
+    machine = describe([])
     with quiet_libraries():
         rows = run(output_dir)
     table(rows)
     if json_file is not None:
-        json_file.write_text(json.dumps({"machine": describe(), "rows": rows}, indent=2) + "\n")
+        json_file.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

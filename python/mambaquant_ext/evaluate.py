@@ -49,11 +49,13 @@ def windows(ids: list[int], window: int) -> Tensor:
     Raises:
         ValueError: fewer tokens than one window.
     """
-    if window < 2:  # noqa: PLR2004
+    if window < 2:
         raise ValueError(f"window: expected at least 2 tokens, got {window}")
     count = len(ids) // window
     if count == 0:
-        raise ValueError(f"text: expected at least one window of {window} tokens, got {len(ids)} tokens")
+        raise ValueError(
+            f"text: expected at least one window of {window} tokens, got {len(ids)} tokens"
+        )
     return torch.tensor(ids[: count * window], dtype=torch.int64).view(count, window)
 
 

@@ -10,7 +10,7 @@ from mambaquant_ext.config import Recipe, Rotation
 from mambaquant_ext.model import LanguageModelWeights, MixerWeights
 from mambaquant_ext.ops import hadamard_matrix
 from mambaquant_ext.transform import rotate, smooth
-from mambaquant_ext.transform.fold_norm import fold_final_norm
+from mambaquant_ext.transform.norms import fold_final_norm
 
 
 def transform(
