@@ -11,7 +11,6 @@ from bench.harness import BenchCase
 from bench.shapes import DECODE_TOKENS, MODELS, PREFILL_TOKENS
 from mambaquant_ext import ops
 
-
 CHECKED_ROWS = 64  # of a long input: a row's result does not depend on the others
 
 
