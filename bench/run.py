@@ -106,7 +106,7 @@ def case_numbers(case: BenchCase) -> BenchCase:
 
 
 def run(
-    preset: Annotated[Preset, typer.Option(help="Shapes: quick, about 2 minutes; full.")] = (
+    preset: Annotated[Preset, typer.Option(help="Shapes: quick, about a minute; full, many.")] = (
         Preset.QUICK
     ),
     op: Annotated[

@@ -11,6 +11,8 @@ from bench.harness import BenchCase
 from bench.shapes import DECODE_TOKENS, MODELS, PREFILL_TOKENS
 from mambaquant_ext import ops
 
+CHECKED_ROWS = 64  # of a long input: a row's result does not depend on the others
+
 
 def additions(dim: int) -> int:
     """Additions and subtractions of one row: butterflies, and the base in groups of four blocks."""
@@ -39,17 +41,19 @@ def _shape_cases(model: str, tokens: int, dim: int, dtype: torch.dtype) -> Itera
     width = x.element_size()
     matrix = ops.hadamard_matrix(dim, torch.float32)
     copies = torch.empty_like(x)
+    rows = torch.linspace(0, tokens - 1, min(tokens, CHECKED_ROWS)).long()
 
     def check_static() -> None:
-        q = ops.hadamard_quantize(x, scale)[0]
-        assert_int8_close(q, reference.hadamard_quantize(x, scale)[0])
+        q = ops.hadamard_quantize(x, scale)[0][rows]
+        assert_int8_close(q, reference.hadamard_quantize(x[rows], scale)[0])
 
     def check_dynamic() -> None:
-        assert_int8_close(ops.hadamard_quantize(x)[0], reference.hadamard_quantize(x)[0])
+        q = ops.hadamard_quantize(x)[0][rows]
+        assert_int8_close(q, reference.hadamard_quantize(x[rows])[0])
 
     def check_transform() -> None:
-        error = (ops.hadamard_transform(x).double() - reference.transform(x)).abs().max()
-        assert error <= 8 * torch.finfo(dtype).eps * x.abs().max()
+        error = ops.hadamard_transform(x)[rows].double() - reference.transform(x[rows])
+        assert error.abs().max() <= 8 * torch.finfo(dtype).eps * x.abs().max()
 
     baselines = {
         "copy": lambda: copies.copy_(x),
