@@ -15,8 +15,14 @@ from mambaquant_ext.run.swap import swap_
 
 # Copied along where the float model's folder has them.
 COMPANIONS = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "generation_config.json",
 )
 
 
@@ -37,7 +43,9 @@ def save(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     values = {
-        **config.to_dict(), "tie_word_embeddings": False, "dtype": "float32",
+        **config.to_dict(),
+        "tie_word_embeddings": False,
+        "dtype": "float32",
         "quantization_config": {"quant_method": "mambaquant"},
     }
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -49,9 +57,7 @@ def save(
     save_packed(packed, folder)
 
 
-def load(
-    folder: str | Path, fidelity: Fidelity = Fidelity.INTEGER, verify: bool = True
-) -> Any:
+def load(folder: str | Path, fidelity: Fidelity = Fidelity.INTEGER, verify: bool = True) -> Any:
     """A quantized model that runs; its logits are the bits of the model that was saved.
 
     Args:
@@ -88,9 +94,14 @@ def _config(folder: Path, packed: PackedModel) -> Any:
         raise CheckpointError(f"{path}: expected JSON, got {error}") from None
     sizes, vocab = packed.blocks[0].sizes, packed.head.embedding.shape[0]
     expected = {
-        "model_type": "mamba", "hidden_size": sizes.hidden, "state_size": sizes.dstate,
-        "time_step_rank": sizes.dt_rank, "conv_kernel": sizes.width, "vocab_size": vocab,
-        "num_hidden_layers": len(packed.blocks), "intermediate_size": sizes.dim,
+        "model_type": "mamba",
+        "hidden_size": sizes.hidden,
+        "state_size": sizes.dstate,
+        "time_step_rank": sizes.dt_rank,
+        "conv_kernel": sizes.width,
+        "vocab_size": vocab,
+        "num_hidden_layers": len(packed.blocks),
+        "intermediate_size": sizes.dim,
     }
     for name, value in expected.items():
         found = values.get(name) if isinstance(values, dict) else None

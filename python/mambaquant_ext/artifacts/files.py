@@ -168,7 +168,11 @@ def _read_tensors(path: Path, checksum: str | None) -> dict[str, Tensor]:
 
 
 def _take(
-    tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], folder: Path
+    tensors: dict[str, Tensor],
+    name: str,
+    shape: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    folder: Path,
 ) -> Tensor:
     where = folder / TENSORS_FILE
     tensor = tensors.pop(name, None)
@@ -187,9 +191,7 @@ def _take(
     return tensor
 
 
-def _block(
-    tensors: dict[str, Tensor], index: int, sizes: BlockSizes, folder: Path
-) -> PackedBlock:
+def _block(tensors: dict[str, Tensor], index: int, sizes: BlockSizes, folder: Path) -> PackedBlock:
     return PackedBlock(
         **{
             name: _take(tensors, f"layers.{index}.{name}", shape, (dtype,), folder)

@@ -25,12 +25,16 @@ def evaluate(
     ],
     against: Annotated[
         Path | None,
-        typer.Option("--float", exists=True, file_okay=False, help="Float model folder to set beside."),
+        typer.Option(
+            "--float", exists=True, file_okay=False, help="Float model folder to set beside."
+        ),
     ] = None,
     window: WindowLength = 512,
     batch: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 8,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first windows.")] = None,
-    emulated: Annotated[bool, typer.Option(help="Emulate in float instead of int8 kernels.")] = False,
+    emulated: Annotated[
+        bool, typer.Option(help="Emulate in float instead of int8 kernels.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure perplexity in non-overlapping windows, each from a zero state."""
@@ -47,23 +51,37 @@ def evaluate(
             with progress_bar(name, len(all_windows), "window") as update:
                 result = evaluate_windows(
                     lambda ids, run=runner: run(ids, use_cache=False).logits,  # type: ignore[misc]
-                    all_windows, bytes_per_token, batch, update,
+                    all_windows,
+                    bytes_per_token,
+                    batch,
+                    update,
                 )
             results[name] = {**result.to_dict(), "size_bytes": folder_bytes(folder)}
     if json:
         print_json(results)
         return
     header = ["model", "perplexity", "bits per byte", "MB", "tok/s"]
-    print_table(f"{text.name}, {len(all_windows)} windows of {window}", header, [
-        [name, *evaluation_cells(Evaluation(**{k: v for k, v in row.items() if k != "size_bytes"}),
-                                 row["size_bytes"])]
-        for name, row in results.items()
-    ])
+    print_table(
+        f"{text.name}, {len(all_windows)} windows of {window}",
+        header,
+        [
+            [
+                name,
+                *evaluation_cells(
+                    Evaluation(**{k: v for k, v in row.items() if k != "size_bytes"}),
+                    row["size_bytes"],
+                ),
+            ]
+            for name, row in results.items()
+        ],
+    )
 
 
 def evaluation_cells(result: Evaluation, size_bytes: int) -> list[str]:
     """Perplexity, bits per byte, megabytes, tokens per second, as table cells."""
     return [
-        f"{result.perplexity:.3f}", f"{result.bits_per_byte:.4f}", f"{size_bytes / 1e6:.2f}",
+        f"{result.perplexity:.3f}",
+        f"{result.bits_per_byte:.4f}",
+        f"{size_bytes / 1e6:.2f}",
         f"{result.tokens_per_second:,.0f}",
     ]

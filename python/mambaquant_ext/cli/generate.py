@@ -57,7 +57,9 @@ class TextStream:
 def generate(
     model: ModelFolder,
     prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")],
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to generate at most.")] = 64,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=1, help="Tokens to generate at most.")
+    ] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="0 keeps all tokens.")] = 50,
     seed: Annotated[int, typer.Option(help="For sampling.")] = 0,
@@ -80,15 +82,23 @@ def generate(
             sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k}
         input_ids = torch.tensor([ids])
         runner.generate(
-            input_ids, attention_mask=torch.ones_like(input_ids), max_new_tokens=tokens,
-            streamer=stream, **sampling,
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            max_new_tokens=tokens,
+            streamer=stream,
+            **sampling,
         )
     first_ms = (stream.first - stream.start) * 1e3
     if json:
-        print_json({
-            "prompt": prompt, "text": stream.text, "tokens": len(stream.ids),
-            "time_to_first_token_ms": first_ms, "tokens_per_second": stream.tokens_per_second,
-        })
+        print_json(
+            {
+                "prompt": prompt,
+                "text": stream.text,
+                "tokens": len(stream.ids),
+                "time_to_first_token_ms": first_ms,
+                "tokens_per_second": stream.tokens_per_second,
+            }
+        )
     else:
         sys.stdout.write("\n")
         sys.stderr.write(

@@ -62,8 +62,12 @@ def quantize(
     size = folder_bytes(out)
     if json:
         print_json(
-            {"out": str(out), "recipe": packed.recipe.to_dict(), "size_bytes": size,
-             "calibration": dict(packed.provenance)}
+            {
+                "out": str(out),
+                "recipe": packed.recipe.to_dict(),
+                "size_bytes": size,
+                "calibration": dict(packed.provenance),
+            }
         )
     else:
         print_line(

@@ -21,7 +21,9 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise ImportError("this needs the tokenizers library: pip install 'mambaquant_ext[hf]'") from error
+        raise ImportError(
+            "this needs the tokenizers library: pip install 'mambaquant_ext[hf]'"
+        ) from error
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ValueError(f"{path}: not found; expected the model's tokenizer")

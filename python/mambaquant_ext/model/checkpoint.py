@@ -131,7 +131,9 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:
         raise ModelFormatError(f"{path}: cannot be read: {error}") from None
-    raise ModelFormatError(f"{folder}: expected model.safetensors or pytorch_model.bin, found neither")
+    raise ModelFormatError(
+        f"{folder}: expected model.safetensors or pytorch_model.bin, found neither"
+    )
 
 
 def _check_state(state: dict[str, Tensor], model: Any, folder: Path) -> None:

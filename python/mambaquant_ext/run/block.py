@@ -208,15 +208,34 @@ class _IntegerMixer:
         p = self.packed
         batch, seqlen, dim = xs.shape
         x, conv_state = ops.causal_conv1d_quantize(
-            xs, self.xs_scale, p.conv, p.conv_scale, p.conv_bias, p.x_scale, p.x_zero_point,
+            xs,
+            self.xs_scale,
+            p.conv,
+            p.conv_scale,
+            p.conv_bias,
+            p.x_scale,
+            p.x_zero_point,
             None if state is None else state.conv,
         )
         if mask is not None:
             x = torch.where(mask[..., None], x, p.x_zero_point.to(torch.int8))
         dt, B, C = (part.unflatten(0, (batch, seqlen)) for part in self._dtBC(x.flatten(0, 1)))
         v, ssm_state = ops.selective_scan(
-            x, p.x_scale, p.x_zero_point, dt, p.dt_bias, p.A, B, self.B_scale, C, self.C_scale, p.D,
-            z, self.z_scale, p.gate_scale, self._readout_scale(),
+            x,
+            p.x_scale,
+            p.x_zero_point,
+            dt,
+            p.dt_bias,
+            p.A,
+            B,
+            self.B_scale,
+            C,
+            self.C_scale,
+            p.D,
+            z,
+            self.z_scale,
+            p.gate_scale,
+            self._readout_scale(),
             rotate_state=self.options.has_state_rotation,
             initial_state=None if state is None else state.ssm,
         )
@@ -226,14 +245,35 @@ class _IntegerMixer:
         """One token, (batch, dim); the state changes in place."""
         p = self.packed
         x = ops.causal_conv1d_update_quantize(
-            xs, state.conv, self.xs_scale, p.conv, p.conv_scale, p.conv_bias, p.x_scale, p.x_zero_point
+            xs,
+            state.conv,
+            self.xs_scale,
+            p.conv,
+            p.conv_scale,
+            p.conv_bias,
+            p.x_scale,
+            p.x_zero_point,
         )
         if mask is not None:
             x = torch.where(mask, x, p.x_zero_point.to(torch.int8))
         dt, B, C = self._dtBC(x)
         return ops.selective_scan_update(
-            state.ssm, x, p.x_scale, p.x_zero_point, dt, p.dt_bias, p.A, B, self.B_scale, C, self.C_scale,
-            p.D, z, self.z_scale, p.gate_scale, self._readout_scale(),
+            state.ssm,
+            x,
+            p.x_scale,
+            p.x_zero_point,
+            dt,
+            p.dt_bias,
+            p.A,
+            B,
+            self.B_scale,
+            C,
+            self.C_scale,
+            p.D,
+            z,
+            self.z_scale,
+            p.gate_scale,
+            self._readout_scale(),
             rotate_state=self.options.has_state_rotation,
         )
 
@@ -241,7 +281,9 @@ class _IntegerMixer:
 class _EmulatedMixer:
     """The same function in float on rounded values; its state is in the float model's layout."""
 
-    def __init__(self, packed: PackedBlock, options: BlockOptions, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, packed: PackedBlock, options: BlockOptions, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.weights = emulated_weights(packed, options, dtype)
         self.tap = rounding_tap(packed, options)
         self.dtype = dtype
@@ -268,7 +310,9 @@ def _write_cache(cache: Any, layer_idx: int, state: MixerState) -> None:
         return
     layer = cache.layers[layer_idx]
     if layer.record_past:
-        raise NotImplementedError("QuantMambaBlock: expected a cache that does not record the past (no crop)")
+        raise NotImplementedError(
+            "QuantMambaBlock: expected a cache that does not record the past (no crop)"
+        )
     if not layer.is_conv_states_initialized[0]:
         layer.lazy_initialization(conv_states=state.conv)
     if layer.conv_states[0] is not state.conv:

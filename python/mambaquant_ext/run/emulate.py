@@ -100,12 +100,20 @@ def rounding_tap(block: PackedBlock, options: BlockOptions) -> Tap:
     sizes = block.sizes
     xs_scale, z_scale = block.xz_scale.split(sizes.dim)
     dt_scale, B_scale, C_scale = block.dtBC_scale.split([sizes.dt_rank, sizes.dstate, sizes.dstate])
-    symmetric = {"in": block.in_scale, "xs": xs_scale, "dt": dt_scale, "B": B_scale, "C": C_scale,
-                 "out": block.out_scale}
+    symmetric = {
+        "in": block.in_scale,
+        "xs": xs_scale,
+        "dt": dt_scale,
+        "B": B_scale,
+        "C": C_scale,
+        "out": block.out_scale,
+    }
 
     def tap(site: str, value: Tensor) -> Tensor:
         if site == "x":
-            return round_asymmetric(value, block.x_scale, block.x_zero_point, options.activation_bits)
+            return round_asymmetric(
+                value, block.x_scale, block.x_zero_point, options.activation_bits
+            )
         if site == "z":
             return round_symmetric(value, z_scale, options.gate_bits)
         if site == "h":

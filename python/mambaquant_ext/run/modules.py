@@ -29,7 +29,11 @@ class GemmWeight:
     """An int8 weight packed for the kernels of the instruction set in use, with its epilogue's constants."""
 
     def __init__(
-        self, weight: Tensor, scale: Tensor, bias: Tensor | None = None, zero_point: Tensor | None = None
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor | None = None,
+        zero_point: Tensor | None = None,
     ) -> None:
         """Packs.
 

@@ -22,7 +22,11 @@ class QuantMambaSsmBlock(nn.Module):
         self.block = block
 
     def forward(
-        self, hidden_states: Tensor, residual: Tensor | None = None, inference_params: Any = None, **_: Any
+        self,
+        hidden_states: Tensor,
+        residual: Tensor | None = None,
+        inference_params: Any = None,
+        **_: Any,
     ) -> tuple[Tensor, Tensor]:
         """mamba_ssm's add, norm, mixer.
 
@@ -65,7 +69,9 @@ def swap_(model: nn.Module, packed: PackedModel, fidelity: Fidelity) -> None:
         for index, block in enumerate(packed.blocks)
     ]
     if is_mamba_ssm:
-        blocks = [QuantMambaSsmBlock(block) for block in blocks if isinstance(block, QuantMambaBlock)]
+        blocks = [
+            QuantMambaSsmBlock(block) for block in blocks if isinstance(block, QuantMambaBlock)
+        ]
     head = QuantLinear(packed.head, packed.options.activation_bits, fidelity is Fidelity.EMULATED)
     backbone.layers = nn.ModuleList(blocks)
     setattr(backbone, "embedding" if is_mamba_ssm else "embeddings", QuantEmbedding(packed.head))
