@@ -1,7 +1,7 @@
 """MambaQuant in real int8: rotate, smooth, pack and run Mamba models on hand-written kernels.
 
-    from mambaquant_ext import quantize_, recipe
-    packed = quantize_(model, batches, recipe("w8a8"))   # model: transformers.MambaForCausalLM
+from mambaquant_ext import quantize_, recipe
+packed = quantize_(model, batches, recipe("w8a8"))   # model: transformers.MambaForCausalLM
 """
 
 from mambaquant_ext._load import built_isas, current_isa, force_isa, forced_isa, supported_isas

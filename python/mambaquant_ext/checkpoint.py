@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from mambaquant_ext.artifacts import CheckpointError, PackedModel, load_packed, 
 from mambaquant_ext.artifacts.files import METADATA_FILE, read_json
 from mambaquant_ext.config import Fidelity
 from mambaquant_ext.model.checkpoint import skeleton
-from mambaquant_ext.model.hf import import_transformers
+from mambaquant_ext.model.hf import import_transformers, refusals_as
 from mambaquant_ext.run.swap import swap_
 
 # Copied along where the float model's folder has them.
@@ -84,25 +82,11 @@ def load(folder: str | Path, fidelity: Fidelity = Fidelity.INTEGER, verify: bool
     model = _skeleton(folder, packed)
     path = folder / "generation_config.json"
     if path.is_file():
-        options = read_json(path)
-        with _as_checkpoint_error(path):
-            model.generation_config = import_transformers().GenerationConfig.from_dict(options)
+        options, transformers = read_json(path), import_transformers()
+        with refusals_as(CheckpointError, path):
+            model.generation_config = transformers.GenerationConfig.from_dict(options)
     swap_(model, packed, fidelity)
     return model
-
-
-@contextmanager
-def _as_checkpoint_error(path: Path) -> Iterator[None]:
-    """For reading what transformers wrote: it raises whatever its parts raise."""
-    try:
-        yield
-    except ImportError:
-        raise
-    except Exception as error:
-        first_line = next(iter(str(error).splitlines()), "")
-        raise CheckpointError(
-            f"{path}: refused by transformers: {type(error).__name__}: {first_line}"
-        ) from None
 
 
 def _skeleton(folder: Path, packed: PackedModel) -> Any:
@@ -126,5 +110,6 @@ def _skeleton(folder: Path, packed: PackedModel) -> Any:
         if type(found) is not type(value) or found != value:
             raise CheckpointError(f"{path}: {name}: expected {value!r}, got {found!r}")
     values.pop("quantization_config", None)
-    with _as_checkpoint_error(path):
-        return skeleton(import_transformers().MambaConfig.from_dict(values))
+    transformers = import_transformers()
+    with refusals_as(CheckpointError, path):
+        return skeleton(transformers.MambaConfig.from_dict(values))

@@ -103,9 +103,9 @@ class Recipe:
             raise ValueError(f"Recipe.version: expected {RECIPE_VERSION}, got {self.version!r}")
         for field in ("weight_bits", "activation_bits", "gate_bits"):
             bits = getattr(self, field)
-            if not isinstance(bits, int) or not 2 <= bits <= 8:  # noqa: PLR2004
+            if not isinstance(bits, int) or not 2 <= bits <= 8:
                 raise ValueError(f"Recipe.{field}: expected an integer from 2 to 8, got {bits!r}")
-        if not 0.5 < self.percentile <= 1:  # noqa: PLR2004
+        if not 0.5 < self.percentile <= 1:
             raise ValueError(f"Recipe.percentile: expected 0.5 < p <= 1, got {self.percentile!r}")
         if self.state_rotation and not self.quantize_readout:
             raise ValueError("Recipe.state_rotation: expected False when quantize_readout is False, got True")

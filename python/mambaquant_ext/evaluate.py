@@ -49,7 +49,7 @@ def windows(ids: list[int], window: int) -> Tensor:
     Raises:
         ValueError: fewer tokens than one window.
     """
-    if window < 2:  # noqa: PLR2004
+    if window < 2:
         raise ValueError(f"window: expected at least 2 tokens, got {window}")
     count = len(ids) // window
     if count == 0:

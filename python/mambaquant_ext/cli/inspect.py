@@ -18,7 +18,7 @@ from mambaquant_ext.cli.console import (
 )
 from mambaquant_ext.cli.plot import plot_transforms
 from mambaquant_ext.cli.quantize import ModelFolder, RecipeName, WindowLength, folder_bytes
-from mambaquant_ext.cli.text import load_tokenizer, pick_windows, token_windows
+from mambaquant_ext.cli.text import check_vocabulary, load_tokenizer, pick_windows, token_windows
 from mambaquant_ext.config import recipe
 from mambaquant_ext.inspection import SiteStatistics, inspect_transforms, transform_steps
 from mambaquant_ext.model.checkpoint import load_float_model
@@ -29,7 +29,9 @@ def inspect(
     model: ModelFolder,
     calib: Annotated[
         Path | None,
-        typer.Option("--calib", exists=True, dir_okay=False, help="UTF-8 text; needed for a float model."),
+        typer.Option(
+            "--calib", exists=True, dir_okay=False, help="UTF-8 text; needed for a float model."
+        ),
     ] = None,
     recipe_name: RecipeName = "w8a8",
     window: WindowLength = 512,
@@ -43,11 +45,15 @@ def inspect(
         _inspect_quantized(model, json)
         return
     if calib is None:
-        raise typer.BadParameter("expected a text to measure a float model on", param_hint="--calib")
+        raise typer.BadParameter(
+            "expected a text to measure a float model on", param_hint="--calib"
+        )
     with quiet_libraries():
-        weights = language_model_weights(load_float_model(model))
+        source = load_float_model(model)
+        weights = language_model_weights(source)
         tokenizer = load_tokenizer(model)
         chosen = pick_windows(token_windows(calib, tokenizer, window)[0], samples, seed)
+        check_vocabulary(chosen, source.config.vocab_size, model)
         with progress_bar("transforms", transform_steps(recipe(recipe_name)), "step") as update:
             rows = inspect_transforms(weights, chosen.split(4), recipe(recipe_name), update)
     if plot is not None:
@@ -55,8 +61,11 @@ def inspect(
     if json:
         print_json([row.to_dict() for row in rows])
         return
-    print_table(f"{model.name}, {recipe_name}", ["layer", "tensor", "step", "variance max/median", "max/rms"],
-                [_cells(row) for row in _by_tensor(rows)])
+    print_table(
+        f"{model.name}, {recipe_name}",
+        ["layer", "tensor", "step", "variance max/median", "max/rms"],
+        [_cells(row) for row in _by_tensor(rows)],
+    )
     if plot is not None:
         print_line(f"plot: {plot}")
 
@@ -67,19 +76,30 @@ def _by_tensor(rows: list[SiteStatistics]) -> list[SiteStatistics]:
 
 
 def _cells(row: SiteStatistics) -> list[str]:
-    return [str(row.layer), row.site, row.step, f"{row.variance_spread:.2f}", f"{row.max_over_rms:.1f}"]
+    return [
+        str(row.layer),
+        row.site,
+        row.step,
+        f"{row.variance_spread:.2f}",
+        f"{row.max_over_rms:.1f}",
+    ]
 
 
 def _inspect_quantized(folder: Path, json: bool) -> None:
     packed = load_packed(folder)
     values = {
-        "recipe": packed.recipe.to_dict(), "layers": len(packed.blocks), "size_bytes": folder_bytes(folder),
+        "recipe": packed.recipe.to_dict(),
+        "layers": len(packed.blocks),
+        "size_bytes": folder_bytes(folder),
         "calibration": dict(packed.provenance),
     }
     if json:
         print_json(values)
         return
     rows = [[key, str(value)] for key, value in packed.recipe.to_dict().items()]
-    rows += [["layers", str(len(packed.blocks))], ["size (MB)", f"{folder_bytes(folder) / 1e6:.2f}"]]
+    rows += [
+        ["layers", str(len(packed.blocks))],
+        ["size (MB)", f"{folder_bytes(folder) / 1e6:.2f}"],
+    ]
     rows += [[f"calibration {key}", str(value)] for key, value in packed.provenance.items()]
     print_table(folder.name, ["field", "value"], rows)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +26,19 @@ def import_transformers() -> Any:
             "this needs the transformers library: pip install 'mambaquant_ext[hf]'"
         ) from error
     return transformers
+
+
+@contextmanager
+def refusals_as(kind: type[ValueError], path: Path) -> Iterator[None]:
+    """Turns whatever transformers raises on a file's values into one error that names the file.
+
+    Its parts raise errors of many types on a bad value: KeyError, AttributeError, RuntimeError and their own.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise kind(f"{path}: refused by transformers: {type(error).__name__}: {text}") from None
 
 
 def mixer_weights(mixer: nn.Module, norm_weight: Tensor, norm_eps: float) -> MixerWeights:
