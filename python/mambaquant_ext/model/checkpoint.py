@@ -160,9 +160,10 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
     except ModelFormatError:
         raise
     except Exception as error:
-        # One line: torch goes on to advise turning weights_only off.
+        # The first sentence: torch goes on to advise turning weights_only off.
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelFormatError(f"{path}: cannot be read: {first_line}") from None
+        reason = first_line.partition(". ")[0]
+        raise ModelFormatError(f"{path}: cannot be read: {reason}") from None
     raise ModelFormatError(
         f"{folder}: expected model.safetensors or pytorch_model.bin, found neither"
     )

@@ -132,6 +132,8 @@ def block_weights(block: nn.Module) -> MixerWeights:
     if not hasattr(block, "norm") or not hasattr(block, "mixer"):
         raise TypeError(f"expected a Mamba block with norm and mixer, got {type(block).__name__}")
     owner = type(block).__name__
+    if getattr(block, "mlp", None) is not None:
+        raise TypeError(f"{owner}: expected a block without an mlp, got {type(block.mlp).__name__}")
     assert isinstance(block.norm, nn.Module) and isinstance(block.mixer, nn.Module)
     return mixer_weights(block.mixer, *norm_parts(block.norm, f"{owner}.norm"))
 

@@ -310,7 +310,7 @@ class _EmulatedMixer:
         self, packed: PackedBlock, options: BlockOptions, dtype: torch.dtype = torch.float32
     ) -> None:
         self.weights = emulated_weights(packed, options, dtype)
-        self.tap = rounding_tap(packed, options)
+        self.packed, self.options = packed, options
         self.dtype = dtype
 
     def state_shapes(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -322,7 +322,9 @@ class _EmulatedMixer:
         self, hidden_states: Tensor, state: MixerState | None, mask: Tensor | None
     ) -> tuple[Tensor, MixerState]:
         x = hidden_states.to(self.dtype)
-        out, state = mixer_forward(self.weights, x, state, self.tap, mask)
+        # Made anew, because a copied module must not round with the scales of the original.
+        tap = rounding_tap(self.packed, self.options)
+        out, state = mixer_forward(self.weights, x, state, tap, mask)
         return (x + out).float(), state
 
 

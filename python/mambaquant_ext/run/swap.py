@@ -86,6 +86,8 @@ def swap_(model: nn.Module, packed: PackedModel, fidelity: Fidelity) -> None:
     backbone.layers = nn.ModuleList(blocks)
     setattr(backbone, embedding_name(backbone), QuantEmbedding(packed.head))
     backbone.norm_f = FinalNorm(packed.head.norm_f, eps)
+    if is_mamba_ssm:
+        backbone.fused_add_norm = False  # or its forward calls a GPU kernel in place of norm_f
     m.lm_head = head
     if hasattr(m.config, "tie_word_embeddings"):
         m.config.tie_word_embeddings = False  # the head carries norm_f and its own scales now
