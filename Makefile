@@ -25,7 +25,7 @@ STAMP_PACKAGE := $(VENV)/.stamp-package
 # Folders are listed too, so that a deleted file counts as a change.
 CPP_SOURCES := $(shell find csrc tests/cpp -name '*.cc' -o -name '*.cpp' -o -name '*.h')
 PACKAGE_SOURCES := CMakeLists.txt pyproject.toml LICENSE NOTICE README.md $(shell find cmake csrc) \
-  $(shell find python -name '*.py' -o -name '*.typed' -o -name '*.json')
+  $(shell find python -name '*.py' -o -name '*.pyi' -o -name '*.typed' -o -name '*.json')
 
 # One test process per core, each with one thread, is quicker than the reverse.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1

@@ -1,25 +1,36 @@
 """Timing of one case: a checked kernel beside its baselines, interleaved, in one process.
 
 A case says what it moves and computes, so that every figure can be held against the machine's own
-roof, which is measured in the same run.
+roofs (bench/roofs.py), which are measured in the same run.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
-import torch
+import mambaquant_ext.ops
 
 
 @dataclass(frozen=True)
 class BenchCase:
     """One operator at one shape.
 
-    check() compares with the float64 reference and raises; a wrong kernel has no speed. bytes_moved
-    counts each input once and each output once; operations counts a multiply and an add as two.
+    Attributes:
+        op: name of the operator.
+        shape: model and sizes; unique among the cases of one operator.
+        run: calls the operator.
+        check: compares with the float64 reference and raises; a wrong kernel has no speed.
+        bytes_moved: each input once and each output once.
+        operations: a multiply and an add count as two.
+        baselines: name to callable, timed beside the operator.
+        arithmetic: which arithmetic roof applies, "int8" or "float32".
+        working_set_bytes: what successive calls touch before they come back to the same bytes. None
+            stands for bytes_moved: every call works on the same tensors, which stay in the caches
+            that they fit. A case that takes copies of its weights in turn says how large they are
+            together: its caches are cold if that exceeds them.
     """
 
     op: str
@@ -29,15 +40,26 @@ class BenchCase:
     bytes_moved: int
     operations: int
     baselines: dict[str, Callable[[], object]] = field(default_factory=dict)
+    arithmetic: str = "float32"
+    working_set_bytes: int | None = None
+
+    @property
+    def working_set(self) -> int:
+        """working_set_bytes, or what stands for it."""
+        return self.bytes_moved if self.working_set_bytes is None else self.working_set_bytes
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds per call."""
+    """Microseconds per call: median, quartiles, and the fastest sample.
+
+    On a machine with other work the fastest sample is the one that was disturbed least.
+    """
 
     median_us: float
     lower_us: float
     upper_us: float
+    best_us: float
 
 
 def interleave(
@@ -45,7 +67,16 @@ def interleave(
 ) -> dict[str, Timing]:
     """Times the callables in turn, A B C A B C ...: a drift of the machine meets all of them.
 
-    Each round calls one callable often enough to last about a millisecond.
+    Two calls of each come first: the first warms up, the second says how many calls last about a
+    millisecond, and that many make up one sample.
+
+    Args:
+        runs: name to callable.
+        seconds: of sampling per callable.
+        minimum_rounds: samples of each, however long they take; at least 2.
+
+    Returns:
+        Name to timing.
     """
     calls = {}
     for name, run in runs.items():
@@ -66,34 +97,44 @@ def interleave(
 
 def _timing(values: list[float]) -> Timing:
     lower, median, upper = statistics.quantiles(values, n=4)
-    return Timing(median, lower, upper)
+    return Timing(median, lower, upper, min(values))
 
 
-def copy_bandwidth(size_bytes: int = 1 << 28) -> float:
-    """Bytes per second of a large copy, read and write counted: the roof of byte-bound kernels."""
-    source = torch.ones(size_bytes // 4)
-    target = torch.empty_like(source)
-    timing = interleave({"copy": lambda: target.copy_(source)}, seconds=1.0)["copy"]
-    return 2 * size_bytes / (timing.lower_us * 1e-6)
+def measure(case: BenchCase, seconds: float = 0.5, minimum_rounds: int = 7) -> dict[str, Timing]:
+    """Checks the case, then times it as "ours" beside its baselines.
 
-
-def int8_gemm_rate(size: int = 2048) -> float:
-    """Operations per second of torch._int_mm: the roof of arithmetic-bound int8 kernels."""
-    a = torch.ones(size, size, dtype=torch.int8)
-    b = torch.ones(size, size, dtype=torch.int8).T
-    timing = interleave({"gemm": lambda: torch._int_mm(a, b)}, seconds=1.0)["gemm"]
-    return 2 * size**3 / (timing.lower_us * 1e-6)
-
-
-def measure(case: BenchCase, seconds: float = 0.5) -> dict[str, Timing]:
-    """Checks the case, then times it as "ours" beside its baselines."""
+    Raises:
+        AssertionError: the kernel is wrong; nothing has been timed then.
+    """
     case.check()
-    return interleave({"ours": case.run, **case.baselines}, seconds)
+    return interleave({"ours": case.run, **case.baselines}, seconds, minimum_rounds)
 
 
-def all_cases(preset: str) -> Iterator[BenchCase]:
-    """Every case of every group; preset is "quick" or "full"."""
+def all_cases(preset: str, names: Collection[str] = ()) -> Iterator[BenchCase]:
+    """The cases of every group, made one at a time, since they hold their data.
+
+    Args:
+        preset: "quick" or "full".
+        names: of groups ("norm") or operators ("rmsnorm_quantize"); none stands for all.
+
+    Raises:
+        ValueError: a name that is neither.
+    """
     from bench import ops
 
-    for module in ops.MODULES:
-        yield from module.cases(preset)
+    modules = {module.__name__.rpartition(".")[2]: module for module in ops.MODULES}
+    groups = {name: _group(name) for name in mambaquant_ext.ops.__all__}
+    for name in names:
+        if name not in modules and name not in groups:
+            known = ", ".join([*modules, *groups])
+            raise ValueError(f"--op: expected one of {known}, got {name!r}")
+    for group, module in modules.items():
+        wanted = [name for name in names if group in (name, groups.get(name))]
+        if not names or wanted:
+            for case in module.cases(preset):
+                if not names or group in wanted or case.op in wanted:
+                    yield case
+
+
+def _group(op: str) -> str:
+    return str(getattr(mambaquant_ext.ops, op).__module__).rpartition(".")[2]

@@ -1,23 +1,29 @@
 # Finds Python, pybind11 and the torch that is installed, and makes mbq_torch: torch's headers and libraries
 # without its global flags. Headers count as system headers, so that our warnings stay ours.
-find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
+find_package(Python 3.10 COMPONENTS Interpreter Development.Module)
+if(NOT Python_Interpreter_FOUND)
+  mbq_fail("found no Python 3.10 or newer")
+endif()
+if(NOT Python_Development.Module_FOUND)
+  mbq_fail("found no headers (Python.h) of ${Python_EXECUTABLE}: install them (Debian: apt install python3-dev)")
+endif()
 
 function(mbq_python_output variable code hint)
   execute_process(COMMAND "${Python_EXECUTABLE}" -c "${code}" OUTPUT_VARIABLE output
                   OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE failed ERROR_QUIET)
   if(failed)
-    message(FATAL_ERROR "${hint}")
+    mbq_fail("${hint}")
   endif()
   set(${variable} "${output}" PARENT_SCOPE)
 endfunction()
 
 mbq_python_output(MBQ_TORCH_PREFIX "import torch; print(torch.utils.cmake_prefix_path)"
-  "mambaquant_ext builds against the installed torch and found none for ${Python_EXECUTABLE}: install it first (pip install torch), then pip install --no-build-isolation .")
+  "found no torch to build against in ${Python_EXECUTABLE}: pip install 'torch>=2.10,<2.15', then pip install --no-build-isolation .")
 mbq_python_output(MBQ_PYBIND11_PREFIX "import pybind11; print(pybind11.get_cmake_dir())"
-  "mambaquant_ext needs pybind11 to build: pip install pybind11, then pip install --no-build-isolation .")
+  "found no pybind11 to build with: pip install pybind11, then pip install --no-build-isolation .")
 mbq_python_output(Torch_VERSION "import torch; print(torch.__version__)" "cannot read torch.__version__")
 if(Torch_VERSION VERSION_LESS 2.10)
-  message(FATAL_ERROR "mambaquant_ext: expected torch 2.10 or newer, got ${Torch_VERSION}: pip install --upgrade torch")
+  mbq_fail("expected torch 2.10 or newer, got ${Torch_VERSION}: pip install 'torch>=2.10,<2.15'")
 endif()
 
 find_package(pybind11 REQUIRED CONFIG PATHS "${MBQ_PYBIND11_PREFIX}" NO_DEFAULT_PATH)

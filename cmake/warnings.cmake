@@ -4,8 +4,8 @@ function(mbq_set_compile_flags target)
   # integer path and its emulation is defined by the source.
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wconversion -Werror -ffp-contract=off)
   if(MBQ_SANITIZE)
-    # -O1: the checks make the inlined vector code so long that -O3 takes minutes a file.
-    target_compile_options(${target} PRIVATE -fsanitize=${MBQ_SANITIZE} -fno-sanitize-recover=all -g -O1)
+    # -O0: the checks make the inlined vector code so long that optimising it takes a minute a file.
+    target_compile_options(${target} PRIVATE -fsanitize=${MBQ_SANITIZE} -fno-sanitize-recover=all -g -O0)
     target_link_options(${target} PUBLIC -fsanitize=${MBQ_SANITIZE})
   endif()
 endfunction()

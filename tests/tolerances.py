@@ -25,6 +25,43 @@ INT8_READOUT_FLIP_SHARE = 0.01
 # measured).
 INT8_READOUT_SQNR_DB = 32.0
 
+# The float model and its transforms: largest error over largest value, on whole-model logits. A transform is
+# an identity in exact arithmetic, so that float64 leaves some thousand roundings of 1e-16; float32 the same
+# number of 6e-8, which the model's layers multiply (algorithm section 3 asks for these two).
+RELATIVE_ERROR = {torch.float64: 1e-10, torch.float32: 1e-4}
+
+# R^T R against I, the largest entry: sums of n products of 1 / n, and for float16 entries rounded to 2^-11.
+ORTHOGONALITY = {torch.float64: 1e-12, torch.float16: 1e-3}
+
+# Mean squares that a KLT makes equal, measured again in float32 over some hundred tokens (1e-5 measured).
+EQUAL_MEAN_SQUARES = 1e-4
+
+# Calibration statistics, measured in float32, against float64: largest error over largest value. The forward
+# pass carries some 1e-6, and sums over hundreds of tokens about as much.
+MOMENT_ERROR = 2e-5
+
+# Rounding to a grid, in steps: a half, and the float32 roundings of x / scale, 127 steps of 6e-8 each.
+HALF_STEP = 0.5 + 4e-5
+
+
+def assert_orthogonal(rotation):
+    """R^T R = I, computed in float64."""
+    product = rotation.double().T @ rotation.double()
+    error = (product - torch.eye(len(product), dtype=torch.float64)).abs().max()
+    assert error < ORTHOGONALITY[rotation.dtype], f"R^T R differs from I by {error:.3g}"
+
+
+def assert_relative(actual, expected, dtype=torch.float64):
+    """max |actual - expected| / max |expected| below the bound of `dtype`."""
+    assert actual.shape == expected.shape, (
+        f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    )
+    error = (actual.double() - expected.double()).abs()
+    bound = RELATIVE_ERROR[dtype] * float(expected.double().abs().max()) if error.numel() else 0.0
+    too_far = ~(error <= bound)
+    if too_far.any():
+        _fail(f"error above {bound:.3g}", actual, expected, too_far)
+
 
 def assert_equal(actual, expected):
     """Equal bits; on failure names the worst coordinate, both values and the count."""

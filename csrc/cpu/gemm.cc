@@ -171,41 +171,55 @@ F32 load_any_float(const void* p, DType dtype, int64_t index, int64_t n) {
   return load_some(static_cast<const BFloat16*>(p) + index, n);
 }
 
+// A full tile without bias and offset, the usual case, on its own: with a small K the epilogue is a
+// quarter of the work. Row by row, so that a row's vectors are stored side by side.
+template <typename Begin, typename Store>
+void for_each_plain_value(const GemmScales s, const Tile tile, const Begin& begin_columns,
+                          const Store& store_vector) {
+  constexpr int64_t kVectors = kTileColumns / kLanes;  // the scalar ISA's lanes are single
+  F32 b_scale[kVectors], static_scale[kVectors];
+  decltype(begin_columns(0, 0)) columns[kVectors];
+  for (int64_t v = 0; v < kVectors; ++v) {
+    b_scale[v] = load(s.b_scale + tile.column + v * kLanes);
+    static_scale[v] = set1(s.a_scale[0]) * b_scale[v];  // unused with one per token
+    columns[v] = begin_columns(tile.column + v * kLanes, kLanes);
+  }
+#pragma GCC unroll 4
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const int64_t row = tile.row + r;
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const F32 scale =
+          s.a_scale_is_per_token ? set1(s.a_scale[row]) * b_scale[v] : static_scale[v];
+      const I32 acc = load_i32(tile.acc + r * kTileColumns + v * kLanes);
+      store_vector(row, tile.column + v * kLanes, kLanes, to_f32(acc) * scale, columns[v]);
+    }
+  }
+}
+
 // Calls store_vector(row, column, lanes, value, columns) for a tile; value without residual,
 // columns what begin_columns(column, lanes) gave. Arguments by value here and locals below: the
 // stores could alias the params.
 template <typename Begin, typename Store>
 void for_each_value(const GemmScales s, const Tile tile, const Begin& begin_columns,
                     const Store& store_vector) {
+  if (s.bias == nullptr && s.acc_offset == nullptr && tile.columns == kTileColumns) {
+    for_each_plain_value(s, tile, begin_columns, store_vector);
+    return;
+  }
   for (int64_t c = 0; c < tile.columns; c += kLanes) {
     const int64_t n = tile.columns - c < kLanes ? tile.columns - c : kLanes;
     const int64_t column = tile.column + c;
     const F32 b_scale = load_some(s.b_scale + column, n);
-    const F32 static_scale = set1(s.a_scale[0]) * b_scale;  // unused with one per token
+    const F32 static_scale = set1(s.a_scale[0]) * b_scale;
     // x + -0 is x, for x = -0 too, which x + 0 is not.
     const F32 bias = s.bias == nullptr ? set1(-0.0f) : load_some(s.bias + column, n);
     const I32 offset = s.acc_offset == nullptr ? set1_i32(0) : load_i32(s.acc_offset + column, n);
     const auto columns = begin_columns(column, n);
-    const auto each_row = [=](auto is_plain) {
-      const int64_t lanes = decltype(is_plain)::value ? kLanes : n;
-      for (int64_t r = 0; r < tile.rows; ++r) {
-        const int64_t row = tile.row + r;
-        const F32 scale = s.a_scale_is_per_token ? set1(s.a_scale[row]) * b_scale : static_scale;
-        const I32 acc = load_i32(tile.acc + r * kTileColumns + c);
-        F32 value;
-        if constexpr (decltype(is_plain)::value) {
-          value = to_f32(acc) * scale;
-        } else {
-          value = to_f32(acc - offset) * scale + bias;
-        }
-        store_vector(row, column, lanes, value, columns);
-      }
-    };
-    // The usual case on its own: with a small K the epilogue is a quarter of the work.
-    if (s.bias == nullptr && s.acc_offset == nullptr && n == kLanes) {
-      each_row(IntTag<1>{});
-    } else {
-      each_row(IntTag<0>{});
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const int64_t row = tile.row + r;
+      const F32 scale = s.a_scale_is_per_token ? set1(s.a_scale[row]) * b_scale : static_scale;
+      const I32 acc = load_i32(tile.acc + r * kTileColumns + c);
+      store_vector(row, column, n, to_f32(acc - offset) * scale + bias, columns);
     }
   }
 }
@@ -307,7 +321,8 @@ Status gemm_requantize(const GemmRequantizeParams& p, const Threads& threads) {
     const bool is_symmetric = p.out_zero_point == nullptr;
     const auto store_rounded = [=](int64_t row, int64_t column, int64_t n, F32 value,
                                    OutputGrid grid) {
-      const F32 q = is_symmetric ? quantize_symmetric(value, grid.inv_scale)
+      // The store rounds.
+      const F32 q = is_symmetric ? clamp_symmetric(value, grid.inv_scale)
                                  : quantize_asymmetric(value, grid.inv_scale, grid.zero_point);
       store_some(out + row * out_stride + column, q, n);
     };

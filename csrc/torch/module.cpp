@@ -67,7 +67,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("has_cuda") = false;
   m.def("built_isas", [] { return isa_names(&mambaquant::cpu::isa_is_built); });
   m.def("supported_isas", [] { return isa_names(&mambaquant::cpu::isa_is_supported); });
-  m.def("current_isa", [] { return std::string(mambaquant::cpu::isa_name(mambaquant::cpu::current_isa())); });
+  m.def("current_isa",
+        [] { return std::string(mambaquant::cpu::isa_name(mambaquant::cpu::current_isa())); });
   m.def("hadamard_base", &hadamard_base, pybind11::arg("n"));
   m.def("supported_hadamard_sizes", &mambaquant::binding::supported_hadamard_sizes);
   m.def("force_isa", &force_isa, pybind11::arg("name"));

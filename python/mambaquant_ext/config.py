@@ -63,7 +63,7 @@ class Recipe:
         smooth_gate: S2, smoothing of out_proj's input through the gate (S-SiLU).
         smooth_state: S4, smoothing of B and C along the state axis; the state is kept in the scaled basis.
         smooth_dt: S5, smoothing of dt between x_proj and dt_proj.
-        smooth_in: S1, SmoothQuant between the norm and in_proj.
+        smooth_in: S1, SmoothQuant between the norm and in_proj; not with a residual_rotation.
         center_dt: subtracts the calibrated mid-range of dt, exact in floating point.
         quantize_readout: int8 h C product (level L2); otherwise the read-out is float (level L1).
         observer: how static ranges are chosen.
@@ -97,18 +97,28 @@ class Recipe:
         """Checks every field.
 
         Raises:
-            ValueError: a value outside its range, or an unknown version.
+            ValueError: a value of another type or outside its range, an unknown version, or switches that exclude
+                each other.
         """
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), _KINDS[str(field.type)]
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise ValueError(
+                    f"Recipe.{field.name}: expected {_description(field)}, got {value!r}"
+                )
         if self.version != RECIPE_VERSION:
             raise ValueError(f"Recipe.version: expected {RECIPE_VERSION}, got {self.version!r}")
-        for field in ("weight_bits", "activation_bits", "gate_bits"):
-            bits = getattr(self, field)
-            if not isinstance(bits, int) or not 2 <= bits <= 8:
-                raise ValueError(f"Recipe.{field}: expected an integer from 2 to 8, got {bits!r}")
+        for name in ("weight_bits", "activation_bits", "gate_bits"):
+            if not 2 <= getattr(self, name) <= 8:
+                raise ValueError(f"Recipe.{name}: expected 2 to 8, got {getattr(self, name)!r}")
         if not 0.5 < self.percentile <= 1:
             raise ValueError(f"Recipe.percentile: expected 0.5 < p <= 1, got {self.percentile!r}")
         if self.state_rotation and not self.quantize_readout:
-            raise ValueError("Recipe.state_rotation: expected False when quantize_readout is False, got True")
+            raise ValueError(
+                "Recipe.state_rotation: expected False when quantize_readout is False, got True"
+            )
+        if self.smooth_in and self.residual_rotation is not Rotation.NONE:
+            raise ValueError("Recipe.smooth_in: expected False with a residual_rotation, got True")
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with some fields changed."""
@@ -129,36 +139,55 @@ class Recipe:
             ValueError: an unknown or missing field, a value of the wrong type or range, or an unknown version.
         """
         if values.get("version") != RECIPE_VERSION:
-            raise ValueError(f"recipe.version: expected {RECIPE_VERSION}, got {values.get('version')!r}")
+            raise ValueError(
+                f"recipe.version: expected {RECIPE_VERSION}, got {values.get('version')!r}"
+            )
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for name in values:
             if name not in fields:
                 raise ValueError(f"recipe.{name}: unknown field")
-        enums = {"residual_rotation": Rotation, "dt_rotation": Rotation, "observer": Observer,
-                 "granularity": Granularity}
-        kinds = {"str": str, "int": int, "bool": bool, "float": (int, float)}
         converted: dict[str, Any] = {}
         for name, field in fields.items():
             if name not in values:
                 raise ValueError(f"recipe.{name}: missing")
-            value = values[name]
-            if name in enums:
-                try:
-                    value = enums[name](value)
-                except ValueError as error:
-                    raise ValueError(f"recipe.{name}: {error}") from None
-            elif not isinstance(value, kinds[str(field.type)]) or (  # type: ignore[arg-type]
-                isinstance(value, bool) != (field.type == "bool")
-            ):
-                raise ValueError(f"recipe.{name}: expected {field.type}, got {value!r}")
+            value, kind = values[name], _KINDS[str(field.type)]
+            if isinstance(kind, type) and issubclass(kind, enum.Enum):
+                # An unknown word stays as it is for __post_init__ to refuse.
+                value = next((member for member in kind if member.value == value), value)
             converted[name] = value
         return cls(**converted)
 
 
+# What a field's annotation accepts; bool is no int here.
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "Rotation": Rotation,
+    "Observer": Observer,
+    "Granularity": Granularity,
+}
+
+
+def _description(field: dataclasses.Field[Any]) -> str:
+    kind = _KINDS[str(field.type)]
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return f"{field.type}, one of {', '.join(member.value for member in kind)}"
+    return str(field.type)
+
+
 _UNTRANSFORMED: dict[str, Any] = {
-    "residual_rotation": Rotation.NONE, "out_rotation": False, "state_rotation": False,
-    "dt_rotation": Rotation.NONE, "smooth_gate": False, "smooth_state": False, "smooth_dt": False,
-    "center_dt": False, "observer": Observer.ABSMAX, "granularity": Granularity.PER_TENSOR,
+    "residual_rotation": Rotation.NONE,
+    "out_rotation": False,
+    "state_rotation": False,
+    "dt_rotation": Rotation.NONE,
+    "smooth_gate": False,
+    "smooth_state": False,
+    "smooth_dt": False,
+    "center_dt": False,
+    "observer": Observer.ABSMAX,
+    "granularity": Granularity.PER_TENSOR,
 }
 
 PRESETS: dict[str, Recipe] = {
@@ -168,8 +197,11 @@ PRESETS: dict[str, Recipe] = {
     "quarot": Recipe(
         name="quarot",
         **{
-            **_UNTRANSFORMED, "residual_rotation": Rotation.HADAMARD, "out_rotation": True,
-            "state_rotation": True, "dt_rotation": Rotation.HADAMARD,
+            **_UNTRANSFORMED,
+            "residual_rotation": Rotation.HADAMARD,
+            "out_rotation": True,
+            "state_rotation": True,
+            "dt_rotation": Rotation.HADAMARD,
         },
     ),
 }

@@ -53,7 +53,9 @@ def windows(ids: list[int], window: int) -> Tensor:
         raise ValueError(f"window: expected at least 2 tokens, got {window}")
     count = len(ids) // window
     if count == 0:
-        raise ValueError(f"text: expected at least one window of {window} tokens, got {len(ids)} tokens")
+        raise ValueError(
+            f"text: expected at least one window of {window} tokens, got {len(ids)} tokens"
+        )
     return torch.tensor(ids[: count * window], dtype=torch.int64).view(count, window)
 
 

@@ -19,7 +19,7 @@ from mambaquant_ext.transform import transform
 
 # Each site and the switches that change it, in the order in which they act.
 STEPS: dict[str, tuple[tuple[str, str], ...]] = {
-    "in": (("R1", "residual_rotation"),),
+    "in": (("S1", "smooth_in"), ("R1", "residual_rotation")),
     "out": (("S2", "smooth_gate"), ("R2", "out_rotation")),
     "dt": (("centre", "center_dt"), ("S5", "smooth_dt"), ("R5", "dt_rotation")),
     "h": (("S4", "smooth_state"), ("R4", "state_rotation")),
@@ -117,8 +117,14 @@ def inspect_transforms(
     model = folded(weights, recipe)
     moments = collect_moments(model, ids)
     off: dict[str, Any] = {
-        "residual_rotation": Rotation.NONE, "dt_rotation": Rotation.NONE, "out_rotation": False,
-        "state_rotation": False, "smooth_gate": False, "smooth_state": False, "smooth_dt": False,
+        "residual_rotation": Rotation.NONE,
+        "dt_rotation": Rotation.NONE,
+        "out_rotation": False,
+        "state_rotation": False,
+        "smooth_gate": False,
+        "smooth_state": False,
+        "smooth_dt": False,
+        "smooth_in": False,
         "center_dt": False,
     }
     current = recipe.replace(**off)
@@ -141,14 +147,25 @@ def _ordered_steps(recipe: Recipe) -> list[tuple[str, str, set[str]]]:
     """(label, switch, sites it changes) for every switch that is on."""
     labels = {switch: label for changes in STEPS.values() for label, switch in changes}
     order = (
-        "center_dt", "smooth_gate", "smooth_state", "smooth_dt", "residual_rotation", "out_rotation",
-        "state_rotation", "dt_rotation",
+        "center_dt",
+        "smooth_in",
+        "smooth_gate",
+        "smooth_state",
+        "smooth_dt",
+        "residual_rotation",
+        "out_rotation",
+        "state_rotation",
+        "dt_rotation",
     )
     return [
         (
             labels[switch],
             switch,
-            {site for site, changes in STEPS.items() if switch in dict((s, lb) for lb, s in changes)},
+            {
+                site
+                for site, changes in STEPS.items()
+                if switch in dict((s, lb) for lb, s in changes)
+            },
         )
         for switch in order
         if getattr(recipe, switch) not in (False, Rotation.NONE)
@@ -157,8 +174,6 @@ def _ordered_steps(recipe: Recipe) -> list[tuple[str, str, set[str]]]:
 
 def _rows(step: str, observed: dict[tuple[int, str], tuple[float, float]]) -> list[SiteStatistics]:
     return [
-        SiteStatistics(
-            layer=layer, site=site, step=step, variance_spread=spread, max_over_rms=peak
-        )
+        SiteStatistics(layer=layer, site=site, step=step, variance_spread=spread, max_over_rms=peak)
         for (layer, site), (spread, peak) in sorted(observed.items())
     ]

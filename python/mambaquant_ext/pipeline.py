@@ -20,7 +20,7 @@ from mambaquant_ext.config import Fidelity, Recipe, Rotation
 from mambaquant_ext.model import LanguageModelWeights
 from mambaquant_ext.model.hf import block_weights, language_model_weights
 from mambaquant_ext.pack import pack, pack_block
-from mambaquant_ext.pack.pack import block_options
+from mambaquant_ext.pack.model import block_options
 from mambaquant_ext.run import QuantMambaBlock
 from mambaquant_ext.run.swap import swap_
 from mambaquant_ext.transform import fold_norm, needs_folded_norms, transform, transform_layer
@@ -146,7 +146,9 @@ def quantize_block(
     if needs_folded_norms(recipe):
         layer = fold_norm(layer)
     moments, samples = block_moments(layer, inputs)
-    layer = transform_layer(layer.to(torch.float64), moments, samples, recipe, None).to(torch.float32)
+    layer = transform_layer(layer.to(torch.float64), moments, samples, recipe, None).to(
+        torch.float32
+    )
     packed = pack_block(layer, block_ranges(layer, inputs, recipe), recipe)
     layer_idx = int(getattr(block, "layer_idx", 0) or 0)
     return QuantMambaBlock(packed, block_options(layer, recipe), layer_idx, fidelity)

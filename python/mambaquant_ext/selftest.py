@@ -51,8 +51,14 @@ class _Inputs:
         value = sum(padded[:, j : j + TOKENS] * taps[j] for j in range(WIDTH))
         assert isinstance(value, Tensor)
         q, _ = ops.causal_conv1d_quantize(
-            self.a[None], self.channel_scale, self.conv_weight, self.channel_scale, None, self.channel_scale,
-            self.zero_point, self.conv_state,
+            self.a[None],
+            self.channel_scale,
+            self.conv_weight,
+            self.channel_scale,
+            None,
+            self.channel_scale,
+            self.zero_point,
+            self.conv_state,
         )
         return q, F.silu(value) / self.channel_scale + self.zero_point
 
@@ -97,7 +103,11 @@ def _float_close(actual: Tensor, expected: Tensor) -> str:
 
 
 def _equal(actual: Tensor, expected: Tensor) -> str:
-    return "ok" if torch.equal(actual, expected) else f"{int((actual != expected).sum())} values differ"
+    return (
+        "ok"
+        if torch.equal(actual, expected)
+        else f"{int((actual != expected).sum())} values differ"
+    )
 
 
 def _quantize(i: _Inputs) -> str:
@@ -155,7 +165,9 @@ def _gemm_requantize(i: _Inputs) -> str:
     packed, layout = ops.pack_gemm_weight(i.weight)
     out_scale = i.row_scale * 100
     actual = ops.gemm_requantize(i.a, packed, layout, i.scale, i.row_scale, out_scale)
-    return _int8_close(actual, _accumulators(i) * (i.scale.double() * i.row_scale.double()) / out_scale)
+    return _int8_close(
+        actual, _accumulators(i) * (i.scale.double() * i.row_scale.double()) / out_scale
+    )
 
 
 def _conv(i: _Inputs) -> str:
@@ -166,7 +178,13 @@ def _conv_update(i: _Inputs) -> str:
     state = i.conv_state.clone()
     steps = [
         ops.causal_conv1d_update_quantize(
-            i.a[t : t + 1], state, i.channel_scale, i.conv_weight, i.channel_scale, None, i.channel_scale,
+            i.a[t : t + 1],
+            state,
+            i.channel_scale,
+            i.conv_weight,
+            i.channel_scale,
+            None,
+            i.channel_scale,
             i.zero_point,
         )
         for t in range(TOKENS)
@@ -176,8 +194,20 @@ def _conv_update(i: _Inputs) -> str:
 
 def _scan(i: _Inputs) -> str:
     y, _ = ops.selective_scan(
-        i.a[None], i.channel_scale, i.zero_point, i.dt, None, i.A, i.B, None, i.C, None, i.D, i.z,
-        i.channel_scale, initial_state=i.ssm_state,
+        i.a[None],
+        i.channel_scale,
+        i.zero_point,
+        i.dt,
+        None,
+        i.A,
+        i.B,
+        None,
+        i.C,
+        None,
+        i.D,
+        i.z,
+        i.channel_scale,
+        initial_state=i.ssm_state,
     )
     return _float_close(y, i.scan())
 
@@ -186,8 +216,20 @@ def _scan_update(i: _Inputs) -> str:
     state = i.ssm_state.clone()
     steps = [
         ops.selective_scan_update(
-            state, i.a[t : t + 1], i.channel_scale, i.zero_point, i.dt[:, t], None, i.A, i.B[:, t], None,
-            i.C[:, t], None, i.D, i.z[:, t], i.channel_scale,
+            state,
+            i.a[t : t + 1],
+            i.channel_scale,
+            i.zero_point,
+            i.dt[:, t],
+            None,
+            i.A,
+            i.B[:, t],
+            None,
+            i.C[:, t],
+            None,
+            i.D,
+            i.z[:, t],
+            i.channel_scale,
         )
         for t in range(TOKENS)
     ]

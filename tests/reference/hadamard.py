@@ -12,7 +12,7 @@ import functools
 
 import torch
 
-from reference.quantize import quantize, scale_from_amax
+from .quantize import quantize, scale_from_amax
 
 MAX_SIZE = 32768
 FIELD_ORDER = {12: 11, 20: 19, 28: 13, 36: 17, 44: 43, 52: 25, 60: 59}

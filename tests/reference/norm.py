@@ -2,7 +2,7 @@
 
 import torch
 
-from reference.quantize import quantize, scale_from_amax
+from .quantize import quantize, scale_from_amax
 
 
 def add_residual(x, residual):

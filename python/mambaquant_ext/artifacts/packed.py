@@ -78,7 +78,10 @@ class PackedBlock:
         """The sizes that the tensors imply."""
         hidden, dim = self.out_proj.shape
         return BlockSizes(
-            hidden=hidden, dim=dim, dstate=self.A.shape[0], dt_rank=self.dt_proj.shape[1],
+            hidden=hidden,
+            dim=dim,
+            dstate=self.A.shape[0],
+            dt_rank=self.dt_proj.shape[1],
             width=self.conv.shape[0],
         )
 
@@ -101,15 +104,34 @@ class BlockSizes:
         """Shape and dtype of every tensor of a PackedBlock of these sizes."""
         hidden, dim, dstate = self.hidden, self.dim, self.dstate
         rows = self.dt_rank + 2 * dstate
-        int8 = {"in_proj": (2 * dim, hidden), "conv": (self.width, dim), "x_proj": (rows, dim),
-                "dt_proj": (dim, self.dt_rank), "out_proj": (hidden, dim)}
+        int8 = {
+            "in_proj": (2 * dim, hidden),
+            "conv": (self.width, dim),
+            "x_proj": (rows, dim),
+            "dt_proj": (dim, self.dt_rank),
+            "out_proj": (hidden, dim),
+        }
         float32 = {
-            "norm_weight": (hidden,), "in_scale": (1,), "in_proj_scale": (2 * dim,),
-            "in_proj_bias": (2 * dim,), "xz_scale": (2 * dim,), "conv_scale": (dim,), "conv_bias": (dim,),
-            "x_scale": (dim,), "x_proj_scale": (rows,), "x_proj_bias": (rows,), "dtBC_scale": (rows,),
-            "dt_proj_scale": (dim,), "dt_bias": (dim,), "A": (dstate, dim), "D": (dim,),
-            "gate_scale": (dim,), "readout_scale": (dim,), "out_proj_scale": (hidden,),
-            "out_proj_bias": (hidden,), "out_scale": (1,),
+            "norm_weight": (hidden,),
+            "in_scale": (1,),
+            "in_proj_scale": (2 * dim,),
+            "in_proj_bias": (2 * dim,),
+            "xz_scale": (2 * dim,),
+            "conv_scale": (dim,),
+            "conv_bias": (dim,),
+            "x_scale": (dim,),
+            "x_proj_scale": (rows,),
+            "x_proj_bias": (rows,),
+            "dtBC_scale": (rows,),
+            "dt_proj_scale": (dim,),
+            "dt_bias": (dim,),
+            "A": (dstate, dim),
+            "D": (dim,),
+            "gate_scale": (dim,),
+            "readout_scale": (dim,),
+            "out_proj_scale": (hidden,),
+            "out_proj_bias": (hidden,),
+            "out_scale": (1,),
         }
         return {
             **{name: (shape, torch.int8) for name, shape in int8.items()},

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerMoments:
     """Statistics of one block that its transforms are made from.

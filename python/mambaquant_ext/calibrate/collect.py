@@ -27,23 +27,39 @@ def token_ids(batch: Any) -> Tensor:
     """The token ids of a batch.
 
     Args:
-        batch: (batch, seqlen) or (seqlen,) integer tensor, or a mapping with such a tensor as "input_ids".
+        batch: (batch, seqlen) or (seqlen,) integer tensor, or a mapping with such a tensor as "input_ids" and
+            no padding in "attention_mask": statistics are over all tokens.
 
     Returns:
         (batch, seqlen), int64.
 
     Raises:
-        ValueError: another shape, or no tokens.
+        ValueError: another shape, no tokens, a mapping without "input_ids", or padding.
         TypeError: another type or dtype.
     """
-    ids = batch["input_ids"] if hasattr(batch, "keys") else batch
+    ids = batch
+    if hasattr(batch, "keys"):
+        if "input_ids" not in batch:
+            raise ValueError(
+                f"calibration batch: expected a mapping with input_ids, got {', '.join(map(str, batch.keys()))}"
+            )
+        ids, mask = batch["input_ids"], batch.get("attention_mask")
+        if isinstance(mask, Tensor) and not bool(mask.all()):
+            padding = int((mask == 0).sum())
+            raise ValueError(
+                f"calibration batch: expected no padding, got attention_mask with {padding} zero(s)"
+            )
     if not isinstance(ids, Tensor):
-        raise TypeError(f"calibration batch: expected a tensor of token ids, got {type(ids).__name__}")
+        raise TypeError(
+            f"calibration batch: expected a tensor of token ids, got {type(ids).__name__}"
+        )
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"calibration batch: expected integer token ids, got {ids.dtype}")
     ids = ids[None] if ids.dim() == 1 else ids
-    if ids.dim() != 2 or ids.numel() == 0:  # noqa: PLR2004
-        raise ValueError(f"calibration batch: expected shape (batch, seqlen), got {tuple(ids.shape)}")
+    if ids.dim() != 2 or ids.numel() == 0:
+        raise ValueError(
+            f"calibration batch: expected shape (batch, seqlen), got {tuple(ids.shape)}"
+        )
     return ids.long()
 
 
@@ -75,6 +91,11 @@ class _Moments:
 
     def result(self, samples: int) -> LayerMoments:
         assert isinstance(self.dt_sum, Tensor) and isinstance(self.dt_moment, Tensor)
+        for name, extreme in self.extremes.items():
+            if not bool(extreme.isfinite().all()):
+                raise ValueError(
+                    f"calibration: expected finite activations, got inf or NaN in {name}"
+                )
         return LayerMoments(
             in_amax=self.extremes["in"],
             out_amax=self.extremes["out"],
@@ -102,7 +123,7 @@ def collect_moments(
         Statistics over all tokens of all batches.
 
     Raises:
-        ValueError: no batches, or ids outside the vocabulary.
+        ValueError: no batches, ids outside the vocabulary, or activations that are not finite.
     """
     layers = [_Moments() for _ in model.layers]
     samples = 0
@@ -112,21 +133,25 @@ def collect_moments(
         samples += ids.numel()
         progress(done)
     _check_some(samples)
-    total: Tensor = sum((layer.in_moment for layer in layers), torch.zeros(()))  # type: ignore[arg-type]
-    return MomentStats(
-        in_moment=total / (samples * len(layers)),
-        layers=tuple(layer.result(samples) for layer in layers),
-        samples=samples,
-    )
+    results = tuple(layer.result(samples) for layer in layers)
+    total = torch.zeros(model.embedding.shape[1], model.embedding.shape[1], dtype=torch.float64)
+    for layer in layers:
+        total += layer.in_moment
+    return MomentStats(in_moment=total / (samples * len(layers)), layers=results, samples=samples)
 
 
 def _observers(recipe: Recipe) -> dict[str, RangeObserver]:
-    """One observer a site. Where the kernels take one scale a channel at no cost, the recipe decides; what a
-    matrix product contracts over has one scale for the tensor (algorithm section 6.3)."""
+    """One observer a site.
+
+    Where the kernels take one scale a channel at no cost, the recipe decides; what a matrix product contracts over
+    has one scale for the tensor (algorithm section 6.3).
+    """
     levels = 2**recipe.activation_bits - 1
     free = recipe.granularity is Granularity.PER_CHANNEL
 
-    def observer(per_channel: bool, kind: Observer = recipe.observer, steps: int = levels) -> RangeObserver:
+    def observer(
+        per_channel: bool, kind: Observer = recipe.observer, steps: int = levels
+    ) -> RangeObserver:
         return RangeObserver(kind, recipe.percentile, per_channel, steps)
 
     return {
@@ -210,7 +235,7 @@ def block_moments(layer: MixerWeights, inputs: Iterable[Tensor]) -> tuple[LayerM
         The moments, and the number of tokens.
 
     Raises:
-        ValueError: no inputs.
+        ValueError: no inputs, or activations that are not finite.
     """
     moments, samples = _Moments(), 0
     for hidden_states in inputs:

@@ -19,7 +19,9 @@ class RangeObserver:
     arrives, by merging neighbours, so that counts stay exact and memory bounded (algorithm section 1.6).
     """
 
-    def __init__(self, observer: Observer, percentile: float, per_channel: bool, levels: int) -> None:
+    def __init__(
+        self, observer: Observer, percentile: float, per_channel: bool, levels: int
+    ) -> None:
         """Starts empty.
 
         Args:
@@ -80,9 +82,13 @@ class RangeObserver:
             self._limit = amax.clamp_min(1e-12) * 1.0001
             self._counts = torch.zeros(groups, BINS, dtype=torch.float64)
         self._grow(amax)
-        index = ((rows / self._limit + 1) * (BINS / 2)).int().clamp_(0, BINS - 1)
-        index += torch.arange(groups, dtype=torch.int32) * BINS
-        self._counts += torch.bincount(index.flatten(), minlength=groups * BINS).reshape(groups, BINS)
+        # floor, so that the smallest negative value is still counted with the negative ones.
+        half = BINS // 2
+        index = (rows * (half / self._limit)).floor_().int().clamp_(-half, half - 1)
+        index += half + torch.arange(groups, dtype=torch.int32) * BINS
+        self._counts += torch.bincount(index.flatten(), minlength=groups * BINS).reshape(
+            groups, BINS
+        )
 
     def _grow(self, amax: Tensor) -> None:
         while bool((amax >= self._limit).any()):

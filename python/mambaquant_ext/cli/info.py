@@ -34,11 +34,16 @@ def info(
         print_json(values)
     else:
         print_table(
-            "mambaquant_ext", ["field", "value"],
+            "mambaquant_ext",
+            ["field", "value"],
             [[key, str(value)] for key, value in values.items() if key != "self_test"],
         )
         names = list(next(iter(results.values())))
-        print_table("self-test", ["kernel", *results], [[n, *(results[i][n] for i in results)] for n in names])
+        print_table(
+            "self-test",
+            ["kernel", *results],
+            [[n, *(results[i][n] for i in results)] for n in names],
+        )
     if not is_ok:
         if not json:
             print_line("self-test failed: this build computes wrong results on this machine")

@@ -7,7 +7,11 @@ from pathlib import Path
 from mambaquant_ext.inspection import SiteStatistics
 
 TITLES = {
-    "in": "in_proj input", "out": "out_proj input", "dt": "dt_proj input", "h": "state at the read-out", "C": "C",
+    "in": "in_proj input",
+    "out": "out_proj input",
+    "dt": "dt_proj input",
+    "h": "state at the read-out",
+    "C": "C",
 }
 
 
@@ -36,8 +40,12 @@ def plot_transforms(rows: list[SiteStatistics], path: Path) -> None:
             axis = axes[line][column]
             for layer in sorted({row.layer for row in rows}):
                 own = [row for row in rows if row.site == site and row.layer == layer]
-                axis.plot([row.step for row in own], [getattr(row, field) for row in own],
-                          marker="o", label=f"layer {layer}")
+                axis.plot(
+                    [row.step for row in own],
+                    [getattr(row, field) for row in own],
+                    marker="o",
+                    label=f"layer {layer}",
+                )
             axis.set_yscale("log")
             axis.grid(True, which="both", alpha=0.25)
             if column == 0:

@@ -1,5 +1,6 @@
-"""The float forward pass: the definition that transforms preserve, that calibration observes, and that the
-emulated mode rounds. Plain torch, any floating dtype.
+"""The float forward pass, in plain torch and any floating dtype.
+
+It is the definition that transforms preserve, that calibration observes, and that the emulated mode rounds.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ SCAN_BLOCK = 32
 
 
 def no_tap(_site: str, value: Tensor) -> Tensor:
-    """The tap that does nothing."""
+    """The tap that does nothing.
+
+    Args:
+        value: (...), returned as it is.
+    """
     return value
 
 
@@ -57,7 +62,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
 
 
-def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor]:
+def causal_conv(
+    x: Tensor, weight: Tensor, bias: Tensor, initial: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Depthwise causal convolution over time, before SiLU.
 
     Args:
@@ -74,12 +81,20 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, initial: Tensor | None)
     if initial is None:
         initial = x.new_zeros(x.shape[0], history, x.shape[2])
     padded = torch.cat([initial.to(x.dtype), x], 1)
+    if x.shape[1] == 0:  # conv1d refuses an input that is narrower than its kernel
+        return x, padded
     y = F.conv1d(padded.transpose(1, 2), weight[:, None], bias, groups=x.shape[2]).transpose(1, 2)
     return y, padded[:, padded.shape[1] - history :]
 
 
 def selective_scan(
-    x: Tensor, delta: Tensor, B: Tensor, C: Tensor, weights: MixerWeights, initial: Tensor | None, tap: Tap
+    x: Tensor,
+    delta: Tensor,
+    B: Tensor,
+    C: Tensor,
+    weights: MixerWeights,
+    initial: Tensor | None,
+    tap: Tap,
 ) -> tuple[Tensor, Tensor]:
     """h_t = exp(delta_t A) h_{t-1} + delta_t x_t B_t; y_t = h_t C_t + D x_t (algorithm section 1.1, 6-8).
 
@@ -140,7 +155,9 @@ def mixer_forward(
     z = tap("z", F.linear(normed, weights.in_z, weights.in_z_bias))
     if keep is not None:
         xs = xs * keep
-    conv, conv_state = causal_conv(xs, weights.conv, weights.conv_bias, state and state.conv)
+    conv, conv_state = causal_conv(
+        xs, weights.conv, weights.conv_bias, None if state is None else state.conv
+    )
     x = tap("x", F.silu(conv))
     if keep is not None:
         x = x * keep
@@ -148,7 +165,8 @@ def mixer_forward(
     B = tap("B", F.linear(x, weights.x_B))
     C = tap("C", F.linear(x, weights.x_C))
     delta = F.softplus(F.linear(dt, weights.dt, weights.dt_bias))
-    y, ssm_state = selective_scan(x, delta, B, C, weights, state and state.ssm, tap)
+    initial = None if state is None else state.ssm
+    y, ssm_state = selective_scan(x, delta, B, C, weights, initial, tap)
     v = y * z * torch.sigmoid(weights.gate_scale * z)
     if weights.has_out_rotation:
         v = v @ hadamard_matrix(weights.dim, v.dtype)
@@ -178,5 +196,3 @@ def language_model_forward(
         residual = residual + mixer_forward(layer, residual, tap=taps(index))[0]
     normed = head_tap("head", rms_norm(residual, weights.norm_f, weights.norm_eps))
     return F.linear(normed, weights.lm_head)
-
-

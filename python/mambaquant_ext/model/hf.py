@@ -33,6 +33,13 @@ def refusals_as(kind: type[ValueError], path: Path) -> Iterator[None]:
     """Turns whatever transformers raises on a file's values into one error that names the file.
 
     Its parts raise errors of many types on a bad value: KeyError, AttributeError, RuntimeError and their own.
+
+    Args:
+        kind: of the error to raise.
+        path: of the file.
+
+    Raises:
+        ValueError: of that kind, for any exception inside the with-block.
     """
     try:
         yield
@@ -110,6 +117,14 @@ def mixer_weights(mixer: nn.Module, norm_weight: Tensor, norm_eps: float) -> Mix
 
 def norm_parts(norm: nn.Module, owner: str) -> tuple[Tensor, float]:
     """Weight and eps of an RMSNorm of transformers, mamba_ssm or torch.
+
+    Args:
+        norm: the module.
+        owner: its name, for the error.
+
+    Returns:
+        weight: (hidden,).
+        eps: added to the mean square.
 
     Raises:
         TypeError: not an RMSNorm with a weight and no bias.

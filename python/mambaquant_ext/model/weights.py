@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -134,7 +134,7 @@ _Weights = TypeVar("_Weights", MixerWeights, LanguageModelWeights)
 
 
 def _map_tensors(weights: _Weights, function: Callable[[Tensor], Tensor]) -> _Weights:
-    changes = {
+    changes: dict[str, Any] = {
         field.name: function(value)
         for field in dataclasses.fields(weights)
         if isinstance(value := getattr(weights, field.name), Tensor)

@@ -14,7 +14,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from mambaquant_ext._load import _C
+from mambaquant_ext import _C
 
 
 def hadamard_transform(x: Tensor, inverse: bool = False) -> Tensor:

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from mambaquant_ext.artifacts import Range
 
-SMALLEST_SCALE = 1e-8  # a dead channel still needs a scale whose reciprocal is finite
+# A dead channel still needs a scale whose reciprocal is finite. Far below any scale of a live one: x_proj's rows carry
+# x's scales, so that theirs are products of two small numbers.
+SMALLEST_SCALE = 1e-20
 
 
 def qmax(bits: int) -> int:

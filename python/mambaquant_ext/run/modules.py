@@ -167,7 +167,8 @@ class QuantLinear(FrozenModule):
         if self._packed is not None:
             assert isinstance(in_scale, Tensor)
             q = ops.quantize(x.reshape(-1, self.in_features), in_scale)
-            return self._packed.dequantize(q, in_scale).unflatten(0, x.shape[:-1])
+            out: Tensor = self._packed.dequantize(q, in_scale).unflatten(0, x.shape[:-1])
+            return out
         assert self._float is not None
         if isinstance(in_scale, Tensor):
             x = round_symmetric(x.float(), in_scale, self._bits)

@@ -1,6 +1,7 @@
 """Float in, float out: transforms that leave the model's function unchanged and its tensors easy to quantize."""
 
-from mambaquant_ext.transform.fold_norm import fold_final_norm, fold_norm
+from mambaquant_ext.transform.apply import needs_folded_norms, transform, transform_layer
+from mambaquant_ext.transform.norms import fold_final_norm, fold_norm
 from mambaquant_ext.transform.rotate import (
     klt_rotation,
     rotate_dt,
@@ -17,7 +18,6 @@ from mambaquant_ext.transform.smooth import (
     smooth_state,
     smoothing_scale,
 )
-from mambaquant_ext.transform.transform import needs_folded_norms, transform, transform_layer
 
 __all__ = [
     "center_dt",

@@ -16,8 +16,9 @@ SAMPLES_PER_CHANNEL = 4
 
 
 def klt_rotation(moment: Tensor, samples: int) -> Tensor:
-    """R = K H: eigenvectors of the second moment, then Hadamard, so that every channel of x R has mean square
-    trace(moment) / n (paper eq. 13).
+    """R = K H: eigenvectors of the second moment, then Hadamard.
+
+    Every channel of x R then has mean square trace(moment) / n (paper section 4.2, eq. 13).
 
     Args:
         moment: (n, n), E[x^T x] not centred, because the quantizer behind it is symmetric.
@@ -35,7 +36,7 @@ def klt_rotation(moment: Tensor, samples: int) -> Tensor:
             f"klt_rotation: expected at least {SAMPLES_PER_CHANNEL * n} calibration tokens for {n} channels, "
             f"got {samples}; add calibration data or use Rotation.HADAMARD"
         )
-    _, eigenvectors = torch.linalg.eigh(moment.double())
+    eigenvectors: Tensor = torch.linalg.eigh(moment.double()).eigenvectors
     return eigenvectors @ hadamard_matrix(n)
 
 
@@ -45,7 +46,14 @@ def rotate_residual_ends(model: LanguageModelWeights, rotation: Tensor) -> Langu
     Args:
         model: with the final norm folded.
         rotation: (hidden, hidden), orthogonal.
+
+    Raises:
+        ValueError: the final norm still has a weight.
     """
+    if not bool((model.norm_f == 1).all()):
+        raise ValueError(
+            "rotate_residual_ends: expected a model with a folded final norm (weight 1)"
+        )
     return model.replace(embedding=model.embedding @ rotation, lm_head=model.lm_head @ rotation)
 
 

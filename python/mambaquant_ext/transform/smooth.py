@@ -48,9 +48,14 @@ def smooth_gate(layer: MixerWeights, scale: Tensor) -> MixerWeights:
     (algorithm section 2.2.1, paper's smooth-fused rotation).
 
     Args:
-        layer: the block.
+        layer: the block, before rotate_out.
         scale: (dim,).
+
+    Raises:
+        ValueError: out_proj's input is rotated already.
     """
+    if layer.has_out_rotation:
+        raise ValueError("smooth_gate: expected a block whose out_proj is not rotated yet")
     return layer.replace(
         in_z=layer.in_z / scale[:, None],
         in_z_bias=layer.in_z_bias / scale,

@@ -36,8 +36,12 @@ def pack(
         Tensors that no longer need the float model.
 
     Raises:
-        ValueError: weights that are not finite.
+        ValueError: weights that are not finite, or ranges of another number of layers.
     """
+    if len(ranges.layers) != len(model.layers):
+        raise ValueError(
+            f"pack: expected ranges of {len(model.layers)} layers, got {len(ranges.layers)}"
+        )
     blocks = tuple(
         pack_block(layer, sites, recipe)
         for layer, sites in zip(model.layers, ranges.layers, strict=True)
@@ -52,7 +56,12 @@ def pack(
 
 
 def block_options(layer: MixerWeights, recipe: Recipe) -> BlockOptions:
-    """What the tensors of a block do not tell."""
+    """What the tensors of a block do not tell.
+
+    Args:
+        layer: transformed.
+        recipe: bits and level.
+    """
     return BlockOptions(
         norm_eps=layer.norm_eps,
         has_out_rotation=layer.has_out_rotation,
@@ -72,11 +81,19 @@ def pack_block(layer: MixerWeights, ranges: Mapping[str, Range], recipe: Recipe)
 
     Args:
         layer: transformed, float32.
-        ranges: by site.
+        ranges: by site, see mambaquant_ext.model.forward.Tap.
         recipe: bits.
+
+    Returns:
+        Tensors of the shapes and dtypes of BlockSizes.expected().
+
+    Raises:
+        ValueError: weights that are not finite.
     """
     bits, dim, dstate = recipe.activation_bits, layer.dim, layer.dstate
-    in_proj, in_proj_scale = quantize_weight(torch.cat([layer.in_x, layer.in_z]), recipe.weight_bits)
+    in_proj, in_proj_scale = quantize_weight(
+        torch.cat([layer.in_x, layer.in_z]), recipe.weight_bits
+    )
     conv, conv_scale = quantize_weight(layer.conv, recipe.weight_bits)
     x_scale, x_zero_point = asymmetric_scale(ranges["x"], bits, dim)
     x_proj, x_proj_scale = quantize_weight(
@@ -124,12 +141,22 @@ def pack_block(layer: MixerWeights, ranges: Mapping[str, Range], recipe: Recipe)
         "out_proj_bias": layer.out_bias,
         "out_scale": symmetric_scale(ranges["out"], bits, 1),
     }
+    _check_finite(tensors)
     floats = {k: v.float().contiguous() for k, v in tensors.items() if v.is_floating_point()}
     return PackedBlock(**{**tensors, **floats})
 
 
 def pack_head(model: LanguageModelWeights, head: Range, recipe: Recipe) -> PackedHead:
-    """Embedding and lm_head."""
+    """Embedding and lm_head.
+
+    Args:
+        model: transformed, float32.
+        head: range of lm_head's input.
+        recipe: bits, and which of the two become int8.
+
+    Raises:
+        ValueError: weights that are not finite, in float16 for an embedding that is not quantized.
+    """
     embedding, embedding_scale = model.embedding.to(torch.float16), None
     if recipe.quantize_embedding:
         # A table look-up is weight-only quantization: 8 bits a value, whatever the matrix products use.
@@ -138,7 +165,7 @@ def pack_head(model: LanguageModelWeights, head: Range, recipe: Recipe) -> Packe
     if recipe.quantize_lm_head:
         lm_head, lm_head_scale = quantize_weight(model.lm_head, recipe.weight_bits)
         head_scale = symmetric_scale(head, recipe.activation_bits, 1)
-    return PackedHead(
+    packed = PackedHead(
         embedding=embedding,
         embedding_scale=embedding_scale,
         norm_f=model.norm_f.float(),
@@ -146,3 +173,11 @@ def pack_head(model: LanguageModelWeights, head: Range, recipe: Recipe) -> Packe
         lm_head_scale=lm_head_scale,
         head_scale=head_scale,
     )
+    _check_finite(packed.tensors())
+    return packed
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"pack: expected finite weights, got inf or NaN in {name}")

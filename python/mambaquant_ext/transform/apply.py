@@ -10,15 +10,18 @@ from mambaquant_ext.config import Recipe, Rotation
 from mambaquant_ext.model import LanguageModelWeights, MixerWeights
 from mambaquant_ext.ops import hadamard_matrix
 from mambaquant_ext.transform import rotate, smooth
-from mambaquant_ext.transform.fold_norm import fold_final_norm
+from mambaquant_ext.transform.norms import fold_final_norm
 
 
 def transform(
-    model: LanguageModelWeights, stats: MomentStats, recipe: Recipe, dtype: torch.dtype = torch.float32
+    model: LanguageModelWeights,
+    stats: MomentStats,
+    recipe: Recipe,
+    dtype: torch.dtype = torch.float32,
 ) -> LanguageModelWeights:
     """An equivalent model, ready for static int8 ranges.
 
-    Order (algorithm section 7.1): centre dt, S1, S2, S4, S5, then R1, R2, R4, R5.
+    Order (algorithm section 7.1): S1, S2, S4, centring of dt, S5, then R1, R2, R4, R5.
 
     Args:
         model: with norms folded where the recipe rotates or smooths behind them (see `needs_folded_norms`).
@@ -30,9 +33,12 @@ def transform(
         A model with the same function.
 
     Raises:
-        ValueError: too little calibration data for a KLT, or a width without a Hadamard matrix.
+        ValueError: too little calibration data for a KLT, a width without a Hadamard matrix, or norms that are
+            not folded where R1 needs it.
     """
-    rotation = _rotation(recipe.residual_rotation, stats.in_moment, stats.samples * len(model.layers))
+    rotation = _rotation(
+        recipe.residual_rotation, stats.in_moment, stats.samples * len(model.layers)
+    )
     layers = tuple(
         transform_layer(layer.to(torch.float64), moments, stats.samples, recipe, rotation).to(dtype)
         for layer, moments in zip(model.layers, stats.layers, strict=True)
@@ -49,7 +55,11 @@ def needs_folded_norms(recipe: Recipe) -> bool:
 
 
 def transform_layer(
-    layer: MixerWeights, moments: LayerMoments, samples: int, recipe: Recipe, rotation: Tensor | None
+    layer: MixerWeights,
+    moments: LayerMoments,
+    samples: int,
+    recipe: Recipe,
+    rotation: Tensor | None,
 ) -> MixerWeights:
     """The transforms of one block.
 
@@ -62,6 +72,10 @@ def transform_layer(
 
     Returns:
         The block, float64, in the rotated basis at both ends if `rotation` is given.
+
+    Raises:
+        ValueError: too little calibration data for a KLT, a width without a Hadamard matrix, or a rotation of a
+            block whose norm is not folded.
     """
     if recipe.smooth_in:
         columns = torch.cat([layer.in_x, layer.in_z]).abs().amax(0)
@@ -92,7 +106,12 @@ def _prepare_dt(
     if recipe.center_dt:
         center = (low + high) / 2
         layer = smooth.center_dt(layer, center)
-        moment = moment - torch.outer(center, mean) - torch.outer(mean, center) + torch.outer(center, center)
+        moment = (
+            moment
+            - torch.outer(center, mean)
+            - torch.outer(mean, center)
+            + torch.outer(center, center)
+        )
         low, high = low - center, high - center
     if recipe.smooth_dt:
         amax = torch.maximum(low.abs(), high.abs())

@@ -1,0 +1,148 @@
+"""What each part of the method is worth: perplexity and per-layer signal-to-noise, one switch after another.
+
+    python -m bench.ablation [--bits 8,6,4] [--windows N] [--json FILE]
+
+Static ranges, absolute maximum, one scale a tensor; the head and the embedding stay float, so that the rows
+differ in the blocks alone. W8A8 runs on the int8 kernels, fewer bits emulated. The gate has 8 bits throughout.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from bench import docs_model
+from bench.machine import describe
+from mambaquant_ext.artifacts import MomentStats, RangeStats
+from mambaquant_ext.calibrate import collect_moments, collect_ranges
+from mambaquant_ext.cli.console import print_table, quiet_libraries
+from mambaquant_ext.config import Fidelity, Granularity, Observer, Recipe, Rotation, recipe
+from mambaquant_ext.model import LanguageModelWeights, mixer_forward
+from mambaquant_ext.model.checkpoint import skeleton
+from mambaquant_ext.model.hf import language_model_weights
+from mambaquant_ext.pack import pack
+from mambaquant_ext.pipeline import folded
+from mambaquant_ext.run.emulate import emulated_weights, rounding_tap
+from mambaquant_ext.run.swap import swap_
+from mambaquant_ext.transform import needs_folded_norms, transform
+
+SIGNAL_WINDOWS = 4
+
+
+def steps() -> dict[str, Recipe]:
+    """Row label to recipe; each row adds to the one above."""
+    rtn = recipe("rtn").replace(quantize_lm_head=False, quantize_embedding=False)
+    hadamard = rtn.replace(residual_rotation=Rotation.HADAMARD, dt_rotation=Rotation.HADAMARD)
+    klt = hadamard.replace(residual_rotation=Rotation.KLT, dt_rotation=Rotation.KLT)
+    online = klt.replace(out_rotation=True, state_rotation=True)
+    smooth = online.replace(smooth_gate=True, smooth_state=True, smooth_dt=True, center_dt=True)
+    ranges = smooth.replace(observer=Observer.PERCENTILE, granularity=Granularity.PER_CHANNEL)
+    return {
+        "RTN": rtn,
+        "+ R1, R5 without K": hadamard,
+        "+ K": klt,
+        "+ R2, R4 online": online,
+        "+ smoothing": smooth,
+        "+ ranges per channel": ranges,
+    }
+
+
+@torch.no_grad()
+def signal_to_noise(
+    model: LanguageModelWeights, ranges: RangeStats, chosen: Recipe, ids: torch.Tensor
+) -> list[float]:
+    """Per layer, dB: the mixer's output in float over its error, each layer fed the float stream."""
+    packed = pack(model, ranges, chosen, {})
+    residual, decibels = model.embedding[ids], []
+    for layer, block in zip(model.layers, packed.blocks, strict=True):
+        out, _ = mixer_forward(layer, residual)
+        rounded = emulated_weights(block, packed.options, torch.float32)
+        noisy, _ = mixer_forward(rounded, residual, tap=rounding_tap(block, packed.options))
+        ratio = out.square().sum() / (noisy - out).square().sum()
+        decibels.append(10 * math.log10(float(ratio)))
+        residual = residual + out
+    return decibels
+
+
+class Moments:
+    """First calibration passes, kept: they depend on nothing but whether norms are folded."""
+
+    def __init__(self, data: docs_model.DocsModel) -> None:
+        self.data = data
+        self.known: dict[bool, MomentStats] = {}
+
+    def of(self, model: LanguageModelWeights, is_folded: bool) -> MomentStats:
+        if is_folded not in self.known:
+            with docs_model.progress("moments", len(self.data.calibration)) as update:
+                self.known[is_folded] = collect_moments(model, self.data.calibration, update)
+        return self.known[is_folded]
+
+
+def measure(moments: Moments, label: str, chosen: Recipe, bits: list[int]) -> list[dict[str, Any]]:
+    """One row at each bit width; the ranges do not depend on it."""
+    data = moments.data
+    model = folded(language_model_weights(data.model), chosen)
+    model = transform(model, moments.of(model, needs_folded_norms(chosen)), chosen)
+    count = len(data.calibration)
+    with docs_model.progress(f"{label}: ranges", count) as update:
+        ranges = collect_ranges(model, data.calibration, chosen, update)
+    rows = []
+    for width in bits:
+        narrow = chosen.replace(weight_bits=width, activation_bits=width)
+        packed = pack(model, ranges, narrow, {})
+        runner = skeleton(data.model.config)
+        swap_(runner, packed, Fidelity.INTEGER if width == 8 else Fidelity.EMULATED)
+        result = data.evaluate(
+            lambda ids, run=runner: run(ids, use_cache=False).logits, f"{label}: W{width}A{width}"
+        )
+        rows.append(
+            {
+                "step": label,
+                "bits": width,
+                "perplexity": result.perplexity,
+                "sqnr_db": signal_to_noise(model, ranges, narrow, data.test[:SIGNAL_WINDOWS]),
+            }
+        )
+    return rows
+
+
+def main(
+    bits: Annotated[str, typer.Option(help="Bit widths, separated by commas.")] = "8,6,4",
+    windows: Annotated[int | None, typer.Option(min=1, help="Only the first test windows.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write figures.")] = None,
+) -> None:
+    """Add MambaQuant's parts one after another and print a table for each bit width."""
+    widths = [int(width) for width in bits.split(",")]
+    machine = describe([])
+    data = docs_model.load()
+    if windows is not None:
+        data = docs_model.DocsModel(
+            data.model, data.tokenizer, data.calibration, data.test[:windows], data.bytes_per_token
+        )
+    rows: list[dict[str, Any]] = []
+    moments = Moments(data)
+    with quiet_libraries():
+        for label, chosen in steps().items():
+            rows += measure(moments, label, chosen, widths)
+    for width in widths:
+        layers = len(rows[0]["sqnr_db"])
+        print_table(
+            f"W{width}A{width}, static",
+            ["step", "perplexity", *(f"layer {i} dB" for i in range(layers))],
+            [
+                [r["step"], f"{r['perplexity']:.3f}", *(f"{d:.1f}" for d in r["sqnr_db"])]
+                for r in rows
+                if r["bits"] == width
+            ],
+        )
+    if json_file is not None:
+        json_file.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,166 @@
+"""Results as plain values for JSON, and as tables for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.harness import BenchCase, Timing
+from bench.machine import place_of
+from bench.roofs import Roofs
+
+SCHEMA = 1
+OURS = "ours"
+HEADER = [
+    "op", "shape", "in", "median us", "quartiles us", "best us", "GB/s", "Gop/s", "roof", "bound",
+    "x baseline",
+]  # fmt: skip
+
+Row = dict[str, Any]
+
+
+def timing_values(timings: dict[str, Timing]) -> dict[str, Any]:
+    """Timings and, for each baseline, its median over ours: above 1, ours is faster."""
+    ours = timings[OURS].median_us
+    return {
+        "timings": {name: asdict(timing) for name, timing in timings.items()},
+        "times_baseline": {
+            name: timing.median_us / ours for name, timing in timings.items() if name != OURS
+        },
+    }
+
+
+def case_row(case: BenchCase, timings: dict[str, Timing], roofs: Roofs) -> Row:
+    """One line of a result.
+
+    The roof's time is the longer of bytes over copy bandwidth (of the memory that the working set
+    fits) and operations over the arithmetic rate. share_of_roof is that time over the median.
+    bound says which of the two it is, or "call" where a call that does nothing takes longer still.
+    """
+    seconds = timings[OURS].median_us * 1e-6
+    place = place_of(case.working_set)
+    limits = {
+        "memory": case.bytes_moved / roofs.copy[place],
+        "arithmetic": case.operations / roofs.arithmetic[case.arithmetic],
+    }
+    nearer = max(limits, key=lambda name: limits[name])
+    return {
+        "op": case.op,
+        "shape": case.shape,
+        "bytes_moved": case.bytes_moved,
+        "operations": case.operations,
+        "arithmetic": case.arithmetic,
+        "working_set_bytes": case.working_set,
+        "working_set_in": place,
+        **timing_values(timings),
+        "bytes_per_second": case.bytes_moved / seconds,
+        "operations_per_second": case.operations / seconds,
+        "share_of_roof": limits[nearer] / seconds,
+        "bound": "call" if roofs.call_us * 1e-6 > limits[nearer] else nearer,
+    }
+
+
+def write_json(values: dict[str, Any], path: Path) -> None:
+    """One document, rows one a line each to be readable in a diff."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = ",\n".join("  " + json.dumps(row) for row in values["rows"])
+    rest = json.dumps({k: v for k, v in values.items() if k != "rows"}, indent=1)
+    path.write_text(f'{rest[:-2]},\n "rows": [\n{rows}\n ]\n}}\n', encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What write_json wrote.
+
+    Raises:
+        ValueError: not a result, or one of another schema.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON: {error}") from None
+    found = values.get("schema") if isinstance(values, dict) else None
+    if found != SCHEMA:
+        raise ValueError(f"{path}: expected a bench result of schema {SCHEMA}, got {found!r}")
+    return values
+
+
+def cells(row: Row) -> list[str]:
+    """A row as text, in the order of HEADER."""
+    return [
+        row["op"],
+        row["shape"],
+        row["working_set_in"],
+        *timing_cells(row["timings"][OURS]),
+        f"{row['bytes_per_second'] / 1e9:.1f}",
+        f"{row['operations_per_second'] / 1e9:.1f}",
+        f"{row['share_of_roof']:.0%}",
+        row["bound"],
+        baseline_cell(row),
+    ]
+
+
+def timing_cells(timing: dict[str, float]) -> list[str]:
+    """Median, quartiles, best."""
+    quartiles = f"{microseconds(timing['lower_us'])} - {microseconds(timing['upper_us'])}"
+    return [microseconds(timing["median_us"]), quartiles, microseconds(timing["best_us"])]
+
+
+def baseline_cell(row: Row) -> str:
+    """Every baseline's ratio with its name."""
+    ratios = row["times_baseline"].items()
+    return ", ".join(f"{ratio:.2f} {name}" for name, ratio in ratios)
+
+
+def microseconds(value: float) -> str:
+    """Three digits or more."""
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def machine_lines(values: dict[str, Any]) -> list[str]:
+    """The machine, and the roofs if there are any, in a few lines."""
+    machine = values["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    load = machine["load_average"][0]
+    lines = [
+        f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads on cores "
+        f"{machine['pinned_cores']}; L2 {machine['l2_bytes'] >> 10} KiB a core, "
+        f"L3 {machine['l3_bytes'] >> 20} MiB",
+        f"{versions}; commit {machine['commit']}; {machine['date']}",
+        f"load average at the start {load:.2f} on {machine['cores']} cores"
+        + (": other work was running" if machine["is_busy"] else ""),
+    ]
+    if "roofs" in values:
+        roofs = values["roofs"]
+        copies = ", ".join(f"{place} {rate / 1e9:.0f}" for place, rate in roofs["copy"].items())
+        rates = ", ".join(f"{k} {rate / 1e9:.0f}" for k, rate in roofs["arithmetic"].items())
+        lines.append(
+            f"roofs: copy (GB/s) {copies}; arithmetic (Gop/s) {rates}; "
+            f"empty call {roofs['call_us']:.1f} us"
+        )
+    return lines
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Writes a table to stdout; piped, it is as wide as it needs."""
+    table = Table(title=title, title_justify="left")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index < 2 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    Console(width=None if console.is_terminal else 200).print(table)
+
+
+def markdown(title: str, values: dict[str, Any], header: Sequence[str], body: Any) -> str:
+    """The same table for a page."""
+    lines = [f"# {title}", "", *(f"- {line}" for line in machine_lines(values)), ""]
+    lines.append(f"| {' | '.join(header)} |")
+    lines.append(f"| {' | '.join(['---'] * 2 + ['---:'] * (len(header) - 2))} |")
+    lines += [f"| {' | '.join(row)} |" for row in body]
+    return "\n".join(lines) + "\n"

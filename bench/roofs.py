@@ -1,0 +1,82 @@
+"""The machine's own limits, measured in the run whose figures are held against them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from bench.harness import interleave
+from bench.machine import cache_bytes, cold_bytes
+from mambaquant_ext import ops
+
+PROBE_SECONDS = 0.5
+GEMM_SIZE = 2048
+L3_PROBE_BYTES = 1 << 25  # a part of L3 that a machine shared with others still gives
+
+
+@dataclass(frozen=True)
+class Roofs:
+    """What nothing on this machine does faster.
+
+    Attributes:
+        copy: bytes per second, read and written, of a copy that stays in L2, in L3, or in neither.
+        arithmetic: operations per second of torch's int8 ("int8") and float32 matrix products.
+        call_us: microseconds of an operator call that has next to nothing to do.
+    """
+
+    copy: dict[str, float]
+    arithmetic: dict[str, float]
+    call_us: float
+
+    def best(self, other: Roofs) -> Roofs:
+        """The higher of both, roof by roof: a disturbed probe must not lower one."""
+        return Roofs(
+            {place: max(rate, other.copy[place]) for place, rate in self.copy.items()},
+            {kind: max(rate, other.arithmetic[kind]) for kind, rate in self.arithmetic.items()},
+            min(self.call_us, other.call_us),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+
+def measure_roofs() -> Roofs:
+    """Probes the machine with the threads that are set; a few seconds."""
+    l2 = cache_bytes(2) * torch.get_num_threads() or 1 << 20
+    sizes = {"L2": l2 // 2, "L3": max(L3_PROBE_BYTES, 4 * l2), "memory": 2 * cold_bytes()}
+    copy = {place: copy_bandwidth(size // 2) for place, size in sizes.items()}
+    arithmetic = {"int8": int8_gemm_rate(), "float32": float32_gemm_rate()}
+    return Roofs(copy, arithmetic, call_microseconds())
+
+
+def copy_bandwidth(size_bytes: int) -> float:
+    """Bytes per second of a copy of so many bytes, read and write counted."""
+    source = torch.ones(size_bytes // 4)
+    target = torch.empty_like(source)
+    timing = interleave({"copy": lambda: target.copy_(source)}, PROBE_SECONDS)["copy"]
+    return 2 * size_bytes / (timing.best_us * 1e-6)
+
+
+def int8_gemm_rate(size: int = GEMM_SIZE) -> float:
+    """Operations per second of torch._int_mm."""
+    a = torch.ones(size, size, dtype=torch.int8)
+    b = torch.ones(size, size, dtype=torch.int8).T
+    timing = interleave({"gemm": lambda: torch._int_mm(a, b)}, PROBE_SECONDS)["gemm"]
+    return 2 * size**3 / (timing.best_us * 1e-6)
+
+
+def float32_gemm_rate(size: int = GEMM_SIZE) -> float:
+    """Operations per second of a float32 torch.mm, which is almost all fused multiply-adds."""
+    a, b = torch.ones(size, size), torch.ones(size, size)
+    timing = interleave({"gemm": lambda: torch.mm(a, b)}, PROBE_SECONDS)["gemm"]
+    return 2 * size**3 / (timing.best_us * 1e-6)
+
+
+def call_microseconds() -> float:
+    """Of the dispatcher, the checks and the allocation: quantize of one element."""
+    x, scale = torch.ones(1, 1), torch.ones(1)
+    timing = interleave({"call": lambda: ops.quantize(x, scale)}, PROBE_SECONDS)["call"]
+    return timing.best_us

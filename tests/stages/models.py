@@ -1,0 +1,106 @@
+"""Small random Mamba language models whose channels differ in size as those of real ones do, or more."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from mambaquant_ext.model import LanguageModelWeights, MixerWeights
+from reference import mamba as reference
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of a model."""
+
+    name: str
+    hidden: int = 48
+    dim: int = 96
+    dstate: int = 16
+    dt_rank: int = 12
+    width: int = 4
+    layers: int = 2
+    vocab: int = 37
+
+
+REAL = Geometry("twelve-times-a-power-of-two")  # as 130m: 768, 1536, 16, 48
+POWER_OF_TWO = Geometry("power-of-two", hidden=32, dim=64, dt_rank=4)
+# No Hadamard matrix of these orders is symmetric, so that every transpose is seen.
+ASYMMETRIC = Geometry(
+    "asymmetric-matrices", hidden=28, dim=56, dstate=12, dt_rank=12, width=3, layers=3
+)
+GEOMETRIES = (REAL, POWER_OF_TWO, ASYMMETRIC)
+
+
+def spread(generator, count, sigma=1.0):
+    """(count,), log-normal factors."""
+    return torch.exp(sigma * torch.randn(count, generator=generator, dtype=torch.float64))
+
+
+def mixer_weights(sizes, generator):
+    """One block: random weights with log-normal rows, columns and norm; every bias non-zero."""
+
+    def normal(*shape, gain=1.0):
+        return gain * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    def linear(rows, columns):
+        return normal(rows, columns, gain=columns**-0.5) * spread(generator, rows, 0.7)[:, None]
+
+    hidden, dim, dstate = sizes.hidden, sizes.dim, sizes.dstate
+    delta = torch.rand(dim, generator=generator, dtype=torch.float64) * 0.3 + 1e-3
+    rates = torch.arange(1, dstate + 1, dtype=torch.float64)
+    return MixerWeights(
+        norm_weight=spread(generator, hidden, 0.8),
+        norm_eps=1e-5,
+        in_x=linear(dim, hidden),
+        in_z=linear(dim, hidden),
+        in_x_bias=normal(dim, gain=0.1),
+        in_z_bias=normal(dim, gain=0.1),
+        conv=normal(dim, sizes.width, gain=0.5),
+        conv_bias=normal(dim, gain=0.2),
+        x_dt=0.3 * linear(sizes.dt_rank, dim),
+        x_dt_bias=normal(sizes.dt_rank, gain=0.2),
+        x_B=0.2 * linear(dstate, dim),
+        x_C=0.2 * linear(dstate, dim),
+        dt=linear(dim, sizes.dt_rank),
+        dt_bias=torch.log(torch.expm1(delta)),
+        A=-rates * spread(generator, dim, 0.2)[:, None],
+        D=spread(generator, dim, 0.3),
+        out=linear(hidden, dim) * spread(generator, dim, 0.7),
+        out_bias=normal(hidden, gain=0.1),
+        gate_scale=torch.ones(dim, dtype=torch.float64),
+    )
+
+
+@cache
+def model(sizes, seed=1):
+    """A float64 model, the same for the same arguments. Its values are float32 values."""
+    generator = torch.Generator().manual_seed(seed)
+    embedding = torch.randn(sizes.vocab, sizes.hidden, generator=generator, dtype=torch.float64)
+    weights = LanguageModelWeights(
+        embedding=embedding * spread(generator, sizes.hidden, 0.8),
+        layers=tuple(mixer_weights(sizes, generator) for _ in range(sizes.layers)),
+        norm_f=spread(generator, sizes.hidden, 0.8),
+        norm_eps=1e-5,
+        lm_head=torch.randn(sizes.vocab, sizes.hidden, generator=generator, dtype=torch.float64),
+    )
+    return weights.to(torch.float32).to(torch.float64)
+
+
+@cache
+def batches(sizes, count=4, seqlen=64, seed=2):
+    """Token ids, (2, seqlen) each."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(sizes.vocab, (2, seqlen), generator=generator) for _ in range(count))
+
+
+@cache
+def prompt(sizes):
+    """(1, 20) token ids that are not in `batches`."""
+    return torch.randint(sizes.vocab, (1, 20), generator=torch.Generator().manual_seed(3))
+
+
+@cache
+def reference_outputs(sizes, seed=1):
+    """Logits and residuals of `model` on `prompt`, by the reference."""
+    return reference.language_model(model(sizes, seed), prompt(sizes)[0].tolist())
