@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
 
 import torch
+
+
+def _refuse(message: str) -> NoReturn:
+    """Fails the import of the package, in the command `mambaquant` with one line instead of a traceback.
+
+    The command cannot catch it: Python imports the package before any line of the command runs.
+    """
+    module_name = __name__.partition(".")[0]
+    is_command = Path(sys.argv[0]).stem == "mambaquant" or (
+        sys.argv[0] == "-m"
+        and module_name in sys.orig_argv  # `python -m mambaquant_ext`, not yet located
+    )
+    if is_command:
+        sys.stderr.write(f"mambaquant: {message}\n")
+        sys.exit(1)
+    raise ImportError(message)
+
 
 try:
     from mambaquant_ext import _C
 except ImportError as error:
-    raise ImportError(
+    _refuse(
         f"mambaquant_ext: cannot load the compiled extension with torch {torch.__version__} ({error}). "
         "It is built against one torch version: reinstall it with "
         "`pip install --no-build-isolation --force-reinstall --no-deps .` in its source folder."
-    ) from error
+    )
 
 ISA_VARIABLE = "MAMBAQUANT_CPU_ISA"
 
@@ -23,7 +43,7 @@ ISA_VARIABLE = "MAMBAQUANT_CPU_ISA"
 def _check_torch_version() -> None:
     built, running = _C.torch_version.split("+")[0], torch.__version__.split("+")[0]
     if built.split(".")[:2] != running.split(".")[:2]:
-        raise ImportError(
+        _refuse(
             f"mambaquant_ext: built against torch {_C.torch_version}, but torch {torch.__version__} is "
             "installed; reinstall it with `pip install --no-build-isolation --force-reinstall --no-deps .`"
         )
@@ -86,7 +106,7 @@ def _apply_environment() -> None:
     try:
         force_isa(name)
     except ValueError as error:
-        raise ImportError(f"{ISA_VARIABLE}={name}: {error}") from error
+        _refuse(f"{ISA_VARIABLE}={name}: {error}")
 
 
 _check_torch_version()

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mambaquant_ext.artifacts import CheckpointError, PackedModel, load_packed, save_packed
+from mambaquant_ext.artifacts.files import METADATA_FILE, read_json
 from mambaquant_ext.config import Fidelity
 from mambaquant_ext.model.checkpoint import skeleton
-from mambaquant_ext.model.hf import import_transformers
+from mambaquant_ext.model.hf import import_transformers, refusals_as
 from mambaquant_ext.run.swap import swap_
 
 # Copied along where the float model's folder has them.
@@ -42,6 +43,9 @@ def save(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / METADATA_FILE).unlink(
+        missing_ok=True
+    )  # written last: a half-written folder never loads
     values = {
         **config.to_dict(),
         "tie_word_embeddings": False,
@@ -75,23 +79,20 @@ def load(folder: str | Path, fidelity: Fidelity = Fidelity.INTEGER, verify: bool
     """
     folder = Path(folder)
     packed = load_packed(folder, verify)
-    config = _config(folder, packed)
-    model = skeleton(config)
+    model = _skeleton(folder, packed)
+    path = folder / "generation_config.json"
+    if path.is_file():
+        options, transformers = read_json(path), import_transformers()
+        with refusals_as(CheckpointError, path):
+            model.generation_config = transformers.GenerationConfig.from_dict(options)
     swap_(model, packed, fidelity)
-    if (folder / "generation_config.json").is_file():
-        transformers = import_transformers()
-        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     return model
 
 
-def _config(folder: Path, packed: PackedModel) -> Any:
+def _skeleton(folder: Path, packed: PackedModel) -> Any:
+    """The model of config.json, without storage, checked against the packed model."""
     path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{path}: not found")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: expected JSON, got {error}") from None
+    values = read_json(path)
     sizes, vocab = packed.blocks[0].sizes, packed.head.embedding.shape[0]
     expected = {
         "model_type": "mamba",
@@ -102,10 +103,13 @@ def _config(folder: Path, packed: PackedModel) -> Any:
         "vocab_size": vocab,
         "num_hidden_layers": len(packed.blocks),
         "intermediate_size": sizes.dim,
+        "layer_norm_epsilon": packed.options.norm_eps,
     }
     for name, value in expected.items():
-        found = values.get(name) if isinstance(values, dict) else None
-        if found != value:
+        found = values.get(name)
+        if type(found) is not type(value) or found != value:
             raise CheckpointError(f"{path}: {name}: expected {value!r}, got {found!r}")
     values.pop("quantization_config", None)
-    return import_transformers().MambaConfig.from_dict(values)
+    transformers = import_transformers()
+    with refusals_as(CheckpointError, path):
+        return skeleton(transformers.MambaConfig.from_dict(values))

@@ -137,6 +137,11 @@ def quantize_block(
     """See QuantMambaBlock.from_float."""
     inputs = list(hidden_states)
     layer = block_weights(block)
+    for x in inputs:
+        if x.dim() != 3 or x.shape[2] != layer.hidden:
+            raise ValueError(
+                f"quantize_block: expected inputs of shape (batch, seqlen, {layer.hidden}), got {tuple(x.shape)}"
+            )
     recipe = recipe.replace(residual_rotation=Rotation.NONE)
     if needs_folded_norms(recipe):
         layer = fold_norm(layer)

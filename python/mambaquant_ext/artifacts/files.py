@@ -1,5 +1,7 @@
-"""The checkpoint folder: model.safetensors with plain int8 weights and float32 scales, mambaquant.json with
-everything else. Nothing is pickled; every field is checked before a tensor is used.
+"""The checkpoint folder.
+
+model.safetensors holds plain int8 weights and float32 scales, mambaquant.json everything else. Nothing is pickled;
+every field is checked before a tensor is used.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from mambaquant_ext.artifacts.packed import (
 from mambaquant_ext.config import Recipe
 
 FORMAT, FORMAT_VERSION = "mambaquant", 1
+INT8_MIN, INT8_MAX = -128, 127
 TENSORS_FILE, METADATA_FILE = "model.safetensors", "mambaquant.json"
 
 
@@ -90,11 +93,13 @@ def load_packed(folder: Path, verify: bool = True) -> PackedModel:
         raise CheckpointError(f"{where}: {error}") from None
     sizes = _dataclass(BlockSizes, metadata, "block", where)
     options = _dataclass(BlockOptions, metadata, "options", where)
+    _check_options(options, recipe, where)
     layers = _field(metadata, "layers", int, where)
     calibration = _field(metadata, "calibration", dict, where)
     checksum = _field(metadata, "tensors_sha256", str, where)
-    if layers < 1 or min(dataclasses.astuple(sizes)) < 1:
-        raise CheckpointError(f"{where}: layers and block: expected sizes of at least 1")
+    for name, size in {"layers": layers, **dataclasses.asdict(sizes)}.items():
+        if size < 1:
+            raise CheckpointError(f"{where}: {name}: expected at least 1, got {size}")
     tensors = _read_tensors(folder / TENSORS_FILE, checksum if verify else None)
     blocks = tuple(_block(tensors, index, sizes, folder) for index in range(layers))
     head = _head(tensors, sizes, folder)
@@ -114,21 +119,60 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     path = folder / METADATA_FILE
     if not path.is_file():
         raise CheckpointError(f"{path}: not found; expected a folder made by `mambaquant quantize`")
-    try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: expected JSON, got {error}") from None
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        found = metadata.get("format") if isinstance(metadata, dict) else type(metadata).__name__
-        raise CheckpointError(f"{path}: format: expected {FORMAT!r}, got {found!r}")
+    metadata = read_json(path)
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: format: expected {FORMAT!r}, got {metadata.get('format')!r}"
+        )
     version = metadata.get("format_version")
-    if version != FORMAT_VERSION:
-        newer = isinstance(version, int) and version > FORMAT_VERSION
+    if type(version) is not int or version != FORMAT_VERSION:
+        newer = type(version) is int and version > FORMAT_VERSION
         hint = "; it was made by a newer mambaquant_ext, upgrade to read it" if newer else ""
         raise CheckpointError(
             f"{path}: format_version: expected {FORMAT_VERSION}, got {version!r}{hint}"
         )
     return metadata
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds one JSON object.
+
+    Raises:
+        CheckpointError: missing or something else.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: not found")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not UTF-8, not JSON, or endless digits or brackets
+        raise CheckpointError(f"{path}: expected JSON, got {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values
+
+
+def _check_options(options: BlockOptions, recipe: Recipe, where: Path) -> None:
+    """What both the recipe and the options say must be the same."""
+    wanted = {
+        "has_out_rotation": recipe.out_rotation,
+        "has_state_rotation": recipe.state_rotation,
+        "quantize_readout": recipe.quantize_readout,
+        "weight_bits": recipe.weight_bits,
+        "activation_bits": recipe.activation_bits,
+        "gate_bits": recipe.gate_bits,
+    }
+    for name, value in wanted.items():
+        if getattr(options, name) != value:
+            raise CheckpointError(
+                f"{where}: options.{name}: expected {value!r} as in recipe, got {getattr(options, name)!r}"
+            )
+    if not 0 <= options.norm_eps < math.inf:
+        raise CheckpointError(
+            f"{where}: options.norm_eps: expected a number of at least 0, got {options.norm_eps!r}"
+        )
 
 
 def _field(values: Mapping[str, Any], name: str, kind: type, where: Path) -> Any:
@@ -184,11 +228,24 @@ def _take(
             f"{where}: tensor {name}: expected {wanted} of shape {shape}, got "
             f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
         )
-    if tensor.dtype == torch.float32 and not math.isfinite(float(tensor.abs().max())):
-        raise CheckpointError(f"{where}: tensor {name}: expected finite values, got inf or NaN")
-    if name.endswith("scale") and not bool((tensor != 0).all()):
-        raise CheckpointError(f"{where}: tensor {name}: expected scales other than 0")
+    wanted = _missing_property(name, tensor)
+    if wanted:
+        raise CheckpointError(f"{where}: tensor {name}: expected {wanted}")
     return tensor
+
+
+def _missing_property(name: str, tensor: Tensor) -> str:
+    """What the kernels rely on and the values of a tensor lack, or nothing."""
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        return "finite values, got inf or NaN"
+    if name.endswith("scale") and not bool(((tensor > 0) & (1 / tensor).isfinite()).all()):
+        return "scales above 0 with a finite reciprocal"
+    if tensor.dtype == torch.int8 and bool((tensor == INT8_MIN).any()):
+        return "weights from -127 to 127, got -128"
+    if name.endswith("zero_point"):
+        is_int8 = (tensor >= INT8_MIN) & (tensor <= INT8_MAX)
+        return "" if bool(is_int8.all()) else "zero points from -128 to 127"
+    return ""
 
 
 def _block(tensors: dict[str, Tensor], index: int, sizes: BlockSizes, folder: Path) -> PackedBlock:
@@ -203,6 +260,10 @@ def _block(tensors: dict[str, Tensor], index: int, sizes: BlockSizes, folder: Pa
 def _head(tensors: dict[str, Tensor], sizes: BlockSizes, folder: Path) -> PackedHead:
     embedding = tensors.get("head.embedding")
     vocab = 0 if embedding is None or embedding.dim() == 0 else embedding.shape[0]
+    if embedding is not None and vocab == 0:
+        raise CheckpointError(
+            f"{folder / TENSORS_FILE}: tensor head.embedding: expected rows, got none"
+        )
     matrix, rows = (vocab, sizes.hidden), (vocab,)
     f32, int8 = torch.float32, torch.int8
 

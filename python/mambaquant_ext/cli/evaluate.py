@@ -11,7 +11,7 @@ from mambaquant_ext.artifacts.files import METADATA_FILE
 from mambaquant_ext.checkpoint import load
 from mambaquant_ext.cli.console import print_json, print_table, progress_bar, quiet_libraries
 from mambaquant_ext.cli.quantize import ModelFolder, WindowLength, folder_bytes
-from mambaquant_ext.cli.text import load_tokenizer, token_windows
+from mambaquant_ext.cli.text import check_vocabulary, load_tokenizer, token_windows
 from mambaquant_ext.config import Fidelity
 from mambaquant_ext.evaluate import Evaluation
 from mambaquant_ext.evaluate import evaluate as evaluate_windows
@@ -45,8 +45,9 @@ def evaluate(
         all_windows, bytes_per_token = token_windows(text, tokenizer, window)
         all_windows = all_windows[:limit]
         for folder in [model] if against is None else [against, model]:
-            is_quantized = (folder / METADATA_FILE).is_file()
+            is_quantized = folder is model and (folder / METADATA_FILE).is_file()
             runner = load(folder, fidelity) if is_quantized else load_float_model(folder)
+            check_vocabulary(all_windows, runner.config.vocab_size, model)
             name = fidelity.value if is_quantized else "float32"
             with progress_bar(name, len(all_windows), "window") as update:
                 result = evaluate_windows(

@@ -13,7 +13,7 @@ from mambaquant_ext.artifacts.files import METADATA_FILE
 from mambaquant_ext.checkpoint import load
 from mambaquant_ext.cli.console import print_json, quiet_libraries
 from mambaquant_ext.cli.quantize import ModelFolder
-from mambaquant_ext.cli.text import load_tokenizer
+from mambaquant_ext.cli.text import check_vocabulary, load_tokenizer
 from mambaquant_ext.model.checkpoint import load_float_model
 
 
@@ -72,6 +72,8 @@ def generate(
             raise typer.BadParameter("expected at least one token", param_hint="--prompt")
         is_quantized = (model / METADATA_FILE).is_file()
         runner = load(model) if is_quantized else load_float_model(model)
+        input_ids = torch.tensor([ids])
+        check_vocabulary(input_ids, runner.config.vocab_size, model)
         torch.manual_seed(seed)
         stream = TextStream(tokenizer, len(ids), echo=not json)
         if not json:
@@ -79,7 +81,6 @@ def generate(
         sampling: dict[str, Any] = {"do_sample": False}
         if temperature > 0:
             sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k}
-        input_ids = torch.tensor([ids])
         runner.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),

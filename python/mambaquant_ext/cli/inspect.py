@@ -18,7 +18,7 @@ from mambaquant_ext.cli.console import (
 )
 from mambaquant_ext.cli.plot import plot_transforms
 from mambaquant_ext.cli.quantize import ModelFolder, RecipeName, WindowLength, folder_bytes
-from mambaquant_ext.cli.text import load_tokenizer, pick_windows, token_windows
+from mambaquant_ext.cli.text import check_vocabulary, load_tokenizer, pick_windows, token_windows
 from mambaquant_ext.config import recipe
 from mambaquant_ext.inspection import SiteStatistics, inspect_transforms, transform_steps
 from mambaquant_ext.model.checkpoint import load_float_model
@@ -49,9 +49,11 @@ def inspect(
             "expected a text to measure a float model on", param_hint="--calib"
         )
     with quiet_libraries():
-        weights = language_model_weights(load_float_model(model))
+        source = load_float_model(model)
+        weights = language_model_weights(source)
         tokenizer = load_tokenizer(model)
         chosen = pick_windows(token_windows(calib, tokenizer, window)[0], samples, seed)
+        check_vocabulary(chosen, source.config.vocab_size, model)
         with progress_bar("transforms", transform_steps(recipe(recipe_name)), "step") as update:
             rows = inspect_transforms(weights, chosen.split(4), recipe(recipe_name), update)
     if plot is not None:

@@ -9,7 +9,7 @@ import typer
 
 from mambaquant_ext.checkpoint import save
 from mambaquant_ext.cli.console import print_json, print_line, progress_bar, quiet_libraries
-from mambaquant_ext.cli.text import load_tokenizer, pick_windows, token_windows
+from mambaquant_ext.cli.text import check_vocabulary, load_tokenizer, pick_windows, token_windows
 from mambaquant_ext.config import PRESETS, recipe
 from mambaquant_ext.model.checkpoint import load_float_model
 from mambaquant_ext.model.hf import language_model_weights
@@ -44,10 +44,15 @@ def quantize(
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Calibrate, rotate, smooth and pack a Mamba language model."""
+    if out.resolve() == model.resolve():
+        raise typer.BadParameter(
+            "expected another folder than the float model's", param_hint="--out"
+        )
     with quiet_libraries():
         source = load_float_model(model)
         tokenizer = load_tokenizer(model)
         chosen = pick_windows(token_windows(calib, tokenizer, window)[0], samples, seed)
+        check_vocabulary(chosen, source.config.vocab_size, model)
         batches = list(chosen.split(batch))
         passes = ("moments", "ranges")
         with progress_bar("calibrating", len(passes) * len(batches), "batch") as update:

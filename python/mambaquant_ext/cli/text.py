@@ -68,6 +68,24 @@ def token_windows(path: Path, tokenizer: Any, window: int) -> tuple[Tensor, floa
         raise ValueError(f"{path}: {error}") from None
 
 
+def check_vocabulary(ids: Tensor, vocab_size: int, folder: Path) -> None:
+    """The tokenizer of a folder belongs to its model.
+
+    Args:
+        ids: that the tokenizer made, any shape, not empty.
+        vocab_size: of the model.
+        folder: of the tokenizer.
+
+    Raises:
+        ValueError: an id outside the model's vocabulary.
+    """
+    if int(ids.max()) >= vocab_size:
+        raise ValueError(
+            f"{folder / 'tokenizer.json'}: expected token ids below {vocab_size}, the model's vocabulary, got "
+            f"{int(ids.max())}; is it another model's tokenizer?"
+        )
+
+
 def pick_windows(all_windows: Tensor, count: int, seed: int) -> Tensor:
     """`count` windows drawn without replacement, or all of them if there are fewer; in file order."""
     if count >= len(all_windows):

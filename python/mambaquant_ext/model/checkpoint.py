@@ -9,10 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambaquant_ext.model.hf import import_transformers
+from mambaquant_ext.model.hf import import_transformers, refusals_as
 
 # What mamba_ssm assumes where its config.json is silent (MambaConfig and the Mamba module's defaults).
-_MAMBA_SSM_DEFAULTS = {"d_state": 16, "d_conv": 4, "expand": 2, "dt_rank": "auto"}
+_MAMBA_SSM_DEFAULTS: dict[str, Any] = {
+    "layer": "Mamba1",
+    "d_state": 16,
+    "d_conv": 4,
+    "expand": 2,
+    "dt_rank": "auto",
+    "bias": False,
+    "conv_bias": True,
+}
 _VOCAB_MULTIPLE = 8
 
 
@@ -35,27 +43,32 @@ def load_float_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         ModelFormatError: another kind of model, or missing, truncated or misshapen files.
         ImportError: transformers is not installed.
     """
-    transformers = import_transformers()
+    transformers, where = import_transformers(), folder / "config.json"
     config = _read_config(folder)
+    if "quantization_config" in config:
+        raise ModelFormatError(
+            f"{where}: expected a float model, got one that is quantized already"
+        )
     if "model_type" in config:
         if config["model_type"] != "mamba":
             raise ModelFormatError(
-                f"{folder / 'config.json'}: model_type: expected 'mamba', got {config['model_type']!r}"
+                f"{where}: model_type: expected 'mamba', got {config['model_type']!r}"
             )
-        hf_config = transformers.MambaConfig.from_dict(config)
+        values = config
     elif "d_model" in config and "n_layer" in config:
-        hf_config = transformers.MambaConfig(**_mamba_ssm_config(config, folder))
+        values = _mamba_ssm_config(config, where)
     else:
         raise ModelFormatError(
-            f"{folder / 'config.json'}: expected model_type (transformers) or d_model and n_layer (mamba_ssm)"
+            f"{where}: expected model_type (transformers) or d_model and n_layer (mamba_ssm)"
         )
+    with refusals_as(ModelFormatError, where):
+        model = skeleton(transformers.MambaConfig.from_dict(values))
     state = {_hf_name(name): tensor for name, tensor in _read_state(folder).items()}
     if "lm_head.weight" not in state and "backbone.embeddings.weight" in state:
         state["lm_head.weight"] = state["backbone.embeddings.weight"]
-    model = skeleton(hf_config)
     _check_state(state, model, folder)
     model.load_state_dict({name: t.to(dtype) for name, t in state.items()}, assign=True)
-    if hf_config.tie_word_embeddings:
+    if model.config.tie_word_embeddings:
         model.tie_weights()
     return model.eval()
 
@@ -73,34 +86,51 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ModelFormatError(f"{path}: not found; expected a model folder")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not UTF-8, not JSON, or endless digits or brackets
         raise ModelFormatError(f"{path}: expected JSON, got {error}") from None
     if not isinstance(config, dict):
         raise ModelFormatError(f"{path}: expected a JSON object, got {type(config).__name__}")
     return config
 
 
-def _mamba_ssm_config(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    where = folder / "config.json"
-    ssm = {**_MAMBA_SSM_DEFAULTS, **(config.get("ssm_cfg") or {})}
-    layer = ssm.get("layer", "Mamba1")
-    if layer != "Mamba1":
-        raise ModelFormatError(f"{where}: ssm_cfg.layer: expected 'Mamba1', got {layer!r}")
-    if config.get("attn_layer_idx"):
-        raise ModelFormatError(f"{where}: attn_layer_idx: expected no attention layers")
-    if not config.get("rms_norm", True):
-        raise ModelFormatError(f"{where}: rms_norm: expected true, got false")
-    hidden = int(config["d_model"])
-    multiple = int(config.get("pad_vocab_size_multiple", _VOCAB_MULTIPLE))
-    vocab = -(-int(config["vocab_size"]) // multiple) * multiple
+def _mamba_ssm_config(config: dict[str, Any], where: Path) -> dict[str, Any]:
+    """mamba_ssm's MambaConfig as the fields of transformers' MambaConfig."""
+    ssm_cfg = config.get("ssm_cfg") or {}
+    if not isinstance(ssm_cfg, dict):
+        raise ModelFormatError(f"{where}: ssm_cfg: expected an object, got {ssm_cfg!r}")
+    ssm = {**_MAMBA_SSM_DEFAULTS, **ssm_cfg}
+    refused: tuple[tuple[str, Any, Any], ...] = (
+        ("ssm_cfg.layer", ssm["layer"], "Mamba1"),
+        ("attn_layer_idx", config.get("attn_layer_idx") or [], []),
+        ("d_intermediate", config.get("d_intermediate", 0), 0),
+        ("rms_norm", config.get("rms_norm", True), True),
+    )
+    for name, value, expected in refused:
+        if value != expected:
+            raise ModelFormatError(f"{where}: {name}: expected {expected!r}, got {value!r}")
+
+    def integer(values: dict[str, Any], name: str, default: int | None = None) -> int:
+        value = values.get(name, default)
+        if type(value) is not int or value < 1:
+            raise ModelFormatError(
+                f"{where}: {name}: expected an integer of at least 1, got {value!r}"
+            )
+        return value
+
+    multiple = integer(config, "pad_vocab_size_multiple", _VOCAB_MULTIPLE)
     return {
-        "vocab_size": vocab,
-        "hidden_size": hidden,
-        "num_hidden_layers": int(config["n_layer"]),
-        "state_size": int(ssm["d_state"]),
-        "conv_kernel": int(ssm["d_conv"]),
-        "expand": int(ssm["expand"]),
-        "time_step_rank": "auto" if ssm["dt_rank"] == "auto" else int(ssm["dt_rank"]),
+        "vocab_size": -(-integer(config, "vocab_size") // multiple) * multiple,
+        "hidden_size": integer(config, "d_model"),
+        "num_hidden_layers": integer(config, "n_layer"),
+        "state_size": integer(ssm, "d_state"),
+        "conv_kernel": integer(ssm, "d_conv"),
+        "expand": integer(ssm, "expand"),
+        "time_step_rank": "auto" if ssm["dt_rank"] == "auto" else integer(ssm, "dt_rank"),
+        "use_bias": bool(ssm["bias"]),
+        "use_conv_bias": bool(ssm["conv_bias"]),
         "layer_norm_epsilon": 1e-5,
         "residual_in_fp32": bool(config.get("residual_in_fp32", True)),
         "tie_word_embeddings": bool(config.get("tie_embeddings", True)),
@@ -130,7 +160,10 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
     except ModelFormatError:
         raise
     except Exception as error:
-        raise ModelFormatError(f"{path}: cannot be read: {error}") from None
+        # The first sentence: torch goes on to advise turning weights_only off.
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line.partition(". ")[0]
+        raise ModelFormatError(f"{path}: cannot be read: {reason}") from None
     raise ModelFormatError(
         f"{folder}: expected model.safetensors or pytorch_model.bin, found neither"
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +26,26 @@ def import_transformers() -> Any:
             "this needs the transformers library: pip install 'mambaquant_ext[hf]'"
         ) from error
     return transformers
+
+
+@contextmanager
+def refusals_as(kind: type[ValueError], path: Path) -> Iterator[None]:
+    """Turns whatever transformers raises on a file's values into one error that names the file.
+
+    Its parts raise errors of many types on a bad value: KeyError, AttributeError, RuntimeError and their own.
+
+    Args:
+        kind: of the error to raise.
+        path: of the file.
+
+    Raises:
+        ValueError: of that kind, for any exception inside the with-block.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise kind(f"{path}: refused by transformers: {type(error).__name__}: {text}") from None
 
 
 def mixer_weights(mixer: nn.Module, norm_weight: Tensor, norm_eps: float) -> MixerWeights:
@@ -124,6 +147,8 @@ def block_weights(block: nn.Module) -> MixerWeights:
     if not hasattr(block, "norm") or not hasattr(block, "mixer"):
         raise TypeError(f"expected a Mamba block with norm and mixer, got {type(block).__name__}")
     owner = type(block).__name__
+    if getattr(block, "mlp", None) is not None:
+        raise TypeError(f"{owner}: expected a block without an mlp, got {type(block.mlp).__name__}")
     assert isinstance(block.norm, nn.Module) and isinstance(block.mixer, nn.Module)
     return mixer_weights(block.mixer, *norm_parts(block.norm, f"{owner}.norm"))
 

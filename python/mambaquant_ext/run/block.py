@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from mambaquant_ext import ops
-from mambaquant_ext.artifacts import BlockOptions, PackedBlock
+from mambaquant_ext.artifacts import BlockOptions, BlockSizes, PackedBlock
 from mambaquant_ext.config import Fidelity, Recipe
 from mambaquant_ext.model import MixerState, mixer_forward
 from mambaquant_ext.run.emulate import emulated_weights, rounding_tap
 from mambaquant_ext.run.modules import FrozenModule, GemmWeight
 
 ONE = torch.ones(1)
+CONV_WIDTHS, MAX_DSTATE = (2, 3, 4), 256  # what the kernels take
 
 
 class QuantMambaBlock(FrozenModule):
@@ -48,15 +49,11 @@ class QuantMambaBlock(FrozenModule):
             fidelity: integer kernels, or their emulation in float.
 
         Raises:
-            ValueError: integer execution of fewer than 8 bits.
+            ValueError: integer execution of fewer than 8 bits, or of sizes that the kernels do not have.
         """
         super().__init__()
-        bits = (options.weight_bits, options.activation_bits, options.gate_bits)
-        if fidelity is Fidelity.INTEGER and bits != (8, 8, 8):
-            raise ValueError(
-                f"QuantMambaBlock: expected 8 bits everywhere for Fidelity.INTEGER, got weight, activation, gate "
-                f"bits {bits}; use Fidelity.EMULATED"
-            )
+        if fidelity is Fidelity.INTEGER:
+            _check_runs_on_kernels(packed.sizes, options)
         self.layer_idx = layer_idx
         self.fidelity = fidelity
         self.options = options
@@ -106,8 +103,8 @@ class QuantMambaBlock(FrozenModule):
 
         Args:
             hidden_states: (batch, seqlen, hidden), float16/bfloat16/float32.
-            cache_params: a transformers Cache with a linear-attention layer at layer_idx, updated in place, a StateDict, or
-                None. It holds the conv's int8 inputs (batch, width - 1, dim) and the float32 state
+            cache_params: a transformers Cache with a linear-attention layer at layer_idx, updated in place, or
+                None; or a StateDict. It holds the conv's int8 inputs (batch, width - 1, dim) and the float32 state
                 (batch, dstate, dim).
             attention_mask: (batch, seqlen), zero at padding, or None.
 
@@ -115,7 +112,8 @@ class QuantMambaBlock(FrozenModule):
             (batch, seqlen, hidden), float32.
 
         Raises:
-            ValueError: shapes that do not fit.
+            ValueError: shapes that do not fit, such as those of a cache of another batch size or model.
+            NotImplementedError: a cache that records the past.
         """
         sizes = self.packed.sizes
         if hidden_states.dim() != 3 or hidden_states.shape[2] != sizes.hidden:
@@ -132,11 +130,33 @@ class QuantMambaBlock(FrozenModule):
                 )
             mask = attention_mask.bool()
             mask = None if bool(mask.all()) else mask
-        state = None if cache_params is None else _read_cache(cache_params, self.layer_idx)
+        state = None
+        if cache_params is not None:
+            conv, ssm = self.executor.state_shapes(hidden_states.shape[0])
+            state = _read_cache(cache_params, self.layer_idx, conv, ssm)
         out, state = self.executor.forward(hidden_states.float(), state, mask)
         if cache_params is not None:
             _write_cache(cache_params, self.layer_idx, state)
         return out
+
+
+def _check_runs_on_kernels(sizes: BlockSizes, options: BlockOptions) -> None:
+    """Refuses at once what an operator would refuse at the first token."""
+    bits = (options.weight_bits, options.activation_bits, options.gate_bits)
+    what, use = "", "; use Fidelity.EMULATED"
+    if bits != (8, 8, 8):
+        what = f"8 bits everywhere for Fidelity.INTEGER, got weight, activation, gate bits {bits}"
+    elif sizes.width not in CONV_WIDTHS:
+        what = f"a convolution of width 2, 3 or 4, got {sizes.width}"
+    elif sizes.dstate > MAX_DSTATE:
+        what = f"a dstate of at most {MAX_DSTATE}, got {sizes.dstate}"
+    elif options.has_state_rotation and sizes.dstate & (sizes.dstate - 1):
+        what, use = (
+            f"a dstate that is a power of two, got {sizes.dstate}",
+            "; turn state_rotation off",
+        )
+    if what:
+        raise ValueError(f"QuantMambaBlock: expected {what}{use}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +188,11 @@ class _IntegerMixer:
         self.dt_scale, self.C_scale = dt_scale[:1].clone(), C_scale[:1].clone()
         self.B_scale = B_scale.clone()
         self.xs_scale, self.z_scale = (part.clone() for part in packed.xz_scale.split(sizes.dim))
+
+    def state_shapes(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of MixerState.conv and .ssm."""
+        sizes = self.packed.sizes
+        return (batch, sizes.width - 1, sizes.dim), (batch, sizes.dstate, sizes.dim)
 
     def forward(
         self, hidden_states: Tensor, state: MixerState | None, mask: Tensor | None
@@ -285,22 +310,55 @@ class _EmulatedMixer:
         self, packed: PackedBlock, options: BlockOptions, dtype: torch.dtype = torch.float32
     ) -> None:
         self.weights = emulated_weights(packed, options, dtype)
-        self.tap = rounding_tap(packed, options)
+        self.packed, self.options = packed, options
         self.dtype = dtype
+
+    def state_shapes(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of MixerState.conv and .ssm."""
+        weights = self.weights
+        return (batch, weights.width - 1, weights.dim), (batch, weights.dim, weights.dstate)
 
     def forward(
         self, hidden_states: Tensor, state: MixerState | None, mask: Tensor | None
     ) -> tuple[Tensor, MixerState]:
         x = hidden_states.to(self.dtype)
-        out, state = mixer_forward(self.weights, x, state, self.tap, mask)
+        # Made anew, because a copied module must not round with the scales of the original.
+        tap = rounding_tap(self.packed, self.options)
+        out, state = mixer_forward(self.weights, x, state, tap, mask)
         return (x + out).float(), state
 
 
-def _read_cache(cache: Any, layer_idx: int) -> MixerState | None:
+def _read_cache(
+    cache: Any, layer_idx: int, conv_shape: tuple[int, ...], ssm_shape: tuple[int, ...]
+) -> MixerState | None:
+    """The state of earlier tokens, None at the start of a sequence.
+
+    Raises:
+        ValueError: the cache holds states of other shapes. A cache that was reset still holds them: copying into
+            them would broadcast one sequence over the batch.
+        NotImplementedError: a cache that records the past.
+    """
     if isinstance(cache, StateDict):
-        return cache.states.get(layer_idx)
-    conv, ssm = cache.get_conv_state(layer_idx), cache.get_recurrent_state(layer_idx)
-    return None if conv is None or ssm is None else MixerState(conv, ssm)
+        held = cache.states.get(layer_idx)
+        is_past = held is not None
+    else:
+        layer = cache.layers[layer_idx]
+        if layer.record_past:
+            raise NotImplementedError(
+                "QuantMambaBlock: expected a cache that does not record the past (no crop)"
+            )
+        conv, ssm = layer.conv_states[0], layer.recurrent_states[0]
+        held = None if conv is None or ssm is None else MixerState(conv, ssm)
+        is_past = layer.has_previous_state[0]
+    if held is None:
+        return None
+    shapes = tuple(held.conv.shape), tuple(held.ssm.shape)
+    if shapes != (conv_shape, ssm_shape):
+        raise ValueError(
+            f"QuantMambaBlock: expected cached states of shapes (batch, ...) {conv_shape} and {ssm_shape}, got "
+            f"{shapes[0]} and {shapes[1]}; one cache serves one batch size and one model"
+        )
+    return held if is_past else None
 
 
 def _write_cache(cache: Any, layer_idx: int, state: MixerState) -> None:
@@ -309,10 +367,6 @@ def _write_cache(cache: Any, layer_idx: int, state: MixerState) -> None:
         cache.states[layer_idx] = state
         return
     layer = cache.layers[layer_idx]
-    if layer.record_past:
-        raise NotImplementedError(
-            "QuantMambaBlock: expected a cache that does not record the past (no crop)"
-        )
     if not layer.is_conv_states_initialized[0]:
         layer.lazy_initialization(conv_states=state.conv)
     if layer.conv_states[0] is not state.conv:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mambaquant_ext import ops
 from mambaquant_ext.artifacts import PackedHead
+from mambaquant_ext.model.forward import rms_norm
 from mambaquant_ext.run.emulate import round_symmetric
 
 
@@ -84,9 +85,39 @@ class QuantEmbedding(FrozenModule):
 
         Returns:
             (..., hidden), float32.
+
+        Raises:
+            IndexError: an id outside the vocabulary.
         """
-        rows = self.weight[input_ids].float()
+        rows = nn.functional.embedding(input_ids, self.weight).float()
         return rows if self.scale is None else rows * self.scale[input_ids][..., None]
+
+
+class FinalNorm(FrozenModule):
+    """The RMSNorm before the head, in float32 whatever the model is cast to."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        """Takes a weight.
+
+        Args:
+            weight: (hidden,), float32.
+            eps: added to the mean square.
+        """
+        super().__init__()
+        # The one parameter of a quantized model: its libraries ask parameters for a dtype and a device.
+        self.weight = nn.Parameter(weight.clone(), requires_grad=False)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises.
+
+        Args:
+            x: (..., hidden), float16/bfloat16/float32.
+
+        Returns:
+            (..., hidden), float32.
+        """
+        return rms_norm(x.float(), self.weight, self.eps)
 
 
 class QuantLinear(FrozenModule):
@@ -136,7 +167,8 @@ class QuantLinear(FrozenModule):
         if self._packed is not None:
             assert isinstance(in_scale, Tensor)
             q = ops.quantize(x.reshape(-1, self.in_features), in_scale)
-            return self._packed.dequantize(q, in_scale).unflatten(0, x.shape[:-1])
+            out: Tensor = self._packed.dequantize(q, in_scale).unflatten(0, x.shape[:-1])
+            return out
         assert self._float is not None
         if isinstance(in_scale, Tensor):
             x = round_symmetric(x.float(), in_scale, self._bits)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from mambaquant_ext.artifacts import PackedModel
 from mambaquant_ext.config import Fidelity
+from mambaquant_ext.model.hf import embedding_name, norm_parts
 from mambaquant_ext.run.block import QuantMambaBlock, StateDict
-from mambaquant_ext.run.modules import QuantEmbedding, QuantLinear
+from mambaquant_ext.run.modules import FinalNorm, QuantEmbedding, QuantLinear
 
 
 class QuantMambaSsmBlock(nn.Module):
@@ -57,13 +58,22 @@ def swap_(model: nn.Module, packed: PackedModel, fidelity: Fidelity) -> None:
         fidelity: int8 kernels or their emulation.
 
     Raises:
-        ValueError: fewer than 8 bits with Fidelity.INTEGER, or another number of layers; the model is unchanged.
+        ValueError: fewer than 8 bits with Fidelity.INTEGER, or a model of other sizes; the model is unchanged.
     """
     m: Any = model
     backbone = m.backbone
     if len(backbone.layers) != len(packed.blocks):
         raise ValueError(f"swap_: expected {len(packed.blocks)} layers, got {len(backbone.layers)}")
     is_mamba_ssm = not hasattr(backbone, "embeddings")
+    table, expected = (
+        getattr(backbone, embedding_name(backbone)).weight.shape,
+        packed.head.embedding.shape,
+    )
+    if table != expected:
+        raise ValueError(
+            f"swap_: expected an embedding of shape (vocab, hidden) {tuple(expected)}, got {tuple(table)}"
+        )
+    _, eps = norm_parts(backbone.norm_f, "backbone.norm_f")
     blocks: list[nn.Module] = [
         QuantMambaBlock(block, packed.options, index, fidelity)
         for index, block in enumerate(packed.blocks)
@@ -74,8 +84,10 @@ def swap_(model: nn.Module, packed: PackedModel, fidelity: Fidelity) -> None:
         ]
     head = QuantLinear(packed.head, packed.options.activation_bits, fidelity is Fidelity.EMULATED)
     backbone.layers = nn.ModuleList(blocks)
-    setattr(backbone, "embedding" if is_mamba_ssm else "embeddings", QuantEmbedding(packed.head))
-    backbone.norm_f.weight = nn.Parameter(packed.head.norm_f.clone(), requires_grad=False)
+    setattr(backbone, embedding_name(backbone), QuantEmbedding(packed.head))
+    backbone.norm_f = FinalNorm(packed.head.norm_f, eps)
+    if is_mamba_ssm:
+        backbone.fused_add_norm = False  # or its forward calls a GPU kernel in place of norm_f
     m.lm_head = head
     if hasattr(m.config, "tie_word_embeddings"):
         m.config.tie_word_embeddings = False  # the head carries norm_f and its own scales now
