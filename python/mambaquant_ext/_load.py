@@ -54,6 +54,20 @@ def build_info() -> dict[str, str | bool]:
     return {"built_with_torch": _C.torch_version, "compiler": _C.compiler, "cuda": _C.has_cuda}
 
 
+def hadamard_base(n: int) -> list[list[int]]:
+    """The base matrix of the Hadamard transform of size n: rows of +1 and -1.
+
+    Raises:
+        ValueError: an unsupported n (the message names the nearest).
+    """
+    return _C.hadamard_base(n)
+
+
+def supported_hadamard_sizes() -> tuple[int, ...]:
+    """Every size that the Hadamard kernels support, rising."""
+    return tuple(_C.supported_hadamard_sizes())
+
+
 def built_isas() -> list[str]:
     """Instruction sets that this build has kernels for, slowest first."""
     return list(_C.built_isas())

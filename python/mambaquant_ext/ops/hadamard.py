@@ -14,7 +14,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from mambaquant_ext import _C
+from mambaquant_ext import _load
 
 
 def hadamard_transform(x: Tensor, inverse: bool = False) -> Tensor:
@@ -78,7 +78,7 @@ def hadamard_matrix(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
     Raises:
         ValueError: an unsupported n (the message names the nearest).
     """
-    base = torch.tensor(_C.hadamard_base(n), dtype=torch.float64)
+    base = torch.tensor(_load.hadamard_base(n), dtype=torch.float64)
     matrix = base.reshape(isqrt(base.numel()), -1)
     butterfly = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
     while matrix.shape[0] < n:
@@ -89,7 +89,7 @@ def hadamard_matrix(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
 @lru_cache(maxsize=1)
 def supported_hadamard_sizes() -> tuple[int, ...]:
     """Every size that the transform supports, rising."""
-    return tuple(_C.supported_hadamard_sizes())
+    return _load.supported_hadamard_sizes()
 
 
 def is_supported(n: int) -> bool:
