@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from mambaquant_ext import Fidelity, Granularity, QuantMambaBlock, ops, recipe
-from mambaquant_ext.run.block import StateDict
+from mambaquant_ext.run.cache import StateDict
 from mambaquant_ext.run.emulate import emulated_weights, round_symmetric, rounding_tap
 from mambaquant_ext.run.modules import GemmWeight
 from reference import selective_scan as scan_reference
@@ -321,58 +321,28 @@ def test_operators_in_a_row_are_traced_into_one_graph():
             .unflatten(0, (batch, seqlen))
             .split(dim, -1)
         )
-        conv = (e.xs_scale, p.conv, p.conv_scale, p.conv_bias, p.x_scale, p.x_zero_point)
-        u, state = ops.causal_conv1d_quantize(xs, *conv, conv_state)
+        u, state = ops.causal_conv1d_quantize(xs, initial_state=conv_state, **e.conv_constants)
         dt, B, C = requantize("x_proj", u.flatten(0, 1), torch.ones(1), p.dtBC_scale).split(
             parts, -1
         )
         delta = dequantize("dt_proj", dt, e.dt_scale)
-        scan = (
-            e.B_scale,
-            C.unflatten(0, (batch, seqlen)),
-            e.C_scale,
-            p.D,
-            z,
-            e.z_scale,
-            p.gate_scale,
-        )
         y, ssm_state = ops.selective_scan(
-            u,
-            p.x_scale,
-            p.x_zero_point,
-            delta.unflatten(0, (batch, seqlen)),
-            p.dt_bias,
-            p.A,
-            B.unflatten(0, (batch, seqlen)),
-            *scan,
-            p.readout_scale,
-            rotate_state=True,
+            x=u,
+            dt=delta.unflatten(0, (batch, seqlen)),
+            B=B.unflatten(0, (batch, seqlen)),
+            C=C.unflatten(0, (batch, seqlen)),
+            z=z,
             initial_state=ssm_state,
+            **e.scan_constants,
         )
         q, _ = ops.hadamard_quantize(y.reshape(batch * seqlen, dim), p.out_scale)
         out = dequantize("out_proj", q, p.out_scale, residual)
         # What a step and the other operators add to the sequence.
         state = state.clone()
-        step = ops.causal_conv1d_update_quantize(xs[:, 0], state, *conv)
+        step = ops.causal_conv1d_update_quantize(xs[:, 0], state, **e.conv_constants)
         h = ssm_state.clone()
         v = ops.selective_scan_update(
-            h,
-            step,
-            p.x_scale,
-            p.x_zero_point,
-            delta[:batch],
-            p.dt_bias,
-            p.A,
-            B[:batch],
-            e.B_scale,
-            C[:batch],
-            e.C_scale,
-            p.D,
-            z[:, 0],
-            e.z_scale,
-            p.gate_scale,
-            p.readout_scale,
-            rotate_state=True,
+            h, x=step, dt=delta[:batch], B=B[:batch], C=C[:batch], z=z[:, 0], **e.scan_constants
         )
         codes, scale = ops.quantize_dynamic(ops.hadamard_transform(v), 0)
         back = ops.dequantize(ops.quantize(v, p.out_scale), p.out_scale)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from mambaquant_ext.artifacts import PackedModel
 from mambaquant_ext.config import Fidelity
 from mambaquant_ext.model.hf import embedding_name, norm_parts
-from mambaquant_ext.run.block import QuantMambaBlock, StateDict
+from mambaquant_ext.run.block import QuantMambaBlock
+from mambaquant_ext.run.cache import StateDict
 from mambaquant_ext.run.modules import FinalNorm, QuantEmbedding, QuantLinear
 
 
