@@ -30,13 +30,17 @@ PACKAGE_SOURCES := CMakeLists.txt pyproject.toml LICENSE NOTICE README.md $(shel
 # One test process per core, each with one thread, is quicker than the reverse.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help demo test test-slow lint format bench sanitize docs clean
+.PHONY: help demo ablation test test-slow lint format bench sanitize docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 demo: $(STAMP_PACKAGE) ## quantize the small model, generate text, compare speed and perplexity with float
 	$(RUN) -m bench.demo
+
+ablation: $(STAMP_PACKAGE) ## what each part of the method is worth, at 8, 6 and 4 bits (about ten minutes)
+	@mkdir -p bench-output
+	$(RUN) -m bench.ablation --json bench-output/ablation.json
 
 test: lint sanitize $(STAMP_PACKAGE) ## lint, C++ tests under sanitizers, fast test tier
 	$(ONE_THREAD) $(RUN) -m pytest -q -n $(WORKERS) -m "not slow"

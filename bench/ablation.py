@@ -1,8 +1,10 @@
-"""What each part of the method is worth: perplexity and per-layer signal-to-noise, one switch after another.
+"""What each part of the method is worth: perplexity and per-layer signal-to-noise, one switch after another, and
+the whole method with one switch off.
 
     python -m bench.ablation [--bits 8,6,4] [--windows N] [--json FILE]
 
-Static ranges, absolute maximum, one scale a tensor; the head and the embedding stay float, so that the rows
+First tables: static ranges, absolute maximum, one scale a tensor, until the last row. Last table: the method's own
+ranges, narrowest of the bit widths, one part off a row. The head and the embedding stay float, so that the rows
 differ in the blocks alone. W8A8 runs on the int8 kernels, fewer bits emulated. The gate has 8 bits throughout.
 """
 
@@ -49,6 +51,24 @@ def steps() -> dict[str, Recipe]:
         "+ R2, R4 online": online,
         "+ smoothing": smooth,
         "+ ranges per channel": ranges,
+    }
+
+
+def leave_one_out() -> dict[str, Recipe]:
+    """Row label to recipe: the whole method, then without each part."""
+    whole = recipe("w8a8").replace(quantize_lm_head=False, quantize_embedding=False)
+    return {
+        "MambaQuant": whole,
+        "without K": whole.replace(
+            residual_rotation=Rotation.HADAMARD, dt_rotation=Rotation.HADAMARD
+        ),
+        "without R1": whole.replace(residual_rotation=Rotation.NONE),
+        "without R2": whole.replace(out_rotation=False),
+        "without R4": whole.replace(state_rotation=False),
+        "without R5": whole.replace(dt_rotation=Rotation.NONE),
+        "without S2": whole.replace(smooth_gate=False),
+        "without S4": whole.replace(smooth_state=False),
+        "without S5, centring": whole.replace(smooth_dt=False, center_dt=False),
     }
 
 
@@ -111,6 +131,18 @@ def measure(moments: Moments, label: str, chosen: Recipe, bits: list[int]) -> li
     return rows
 
 
+def table(title: str, rows: list[dict[str, Any]]) -> None:
+    layers = range(len(rows[0]["sqnr_db"]))
+    print_table(
+        title,
+        ["step", "perplexity", *(f"layer {index} dB" for index in layers)],
+        [
+            [row["step"], f"{row['perplexity']:.3f}", *(f"{d:.1f}" for d in row["sqnr_db"])]
+            for row in rows
+        ],
+    )
+
+
 def main(
     bits: Annotated[str, typer.Option(help="Bit widths, separated by commas.")] = "8,6,4",
     windows: Annotated[int | None, typer.Option(min=1, help="Only the first test windows.")] = None,
@@ -124,24 +156,22 @@ def main(
         data = docs_model.DocsModel(
             data.model, data.tokenizer, data.calibration, data.test[:windows], data.bytes_per_token
         )
-    rows: list[dict[str, Any]] = []
     moments = Moments(data)
+    added: list[dict[str, Any]] = []
+    removed: list[dict[str, Any]] = []
     with quiet_libraries():
         for label, chosen in steps().items():
-            rows += measure(moments, label, chosen, widths)
+            added += measure(moments, label, chosen, widths)
+        for label, chosen in leave_one_out().items():
+            removed += measure(moments, label, chosen, [min(widths)])
     for width in widths:
-        layers = len(rows[0]["sqnr_db"])
-        print_table(
-            f"W{width}A{width}, static",
-            ["step", "perplexity", *(f"layer {i} dB" for i in range(layers))],
-            [
-                [r["step"], f"{r['perplexity']:.3f}", *(f"{d:.1f}" for d in r["sqnr_db"])]
-                for r in rows
-                if r["bits"] == width
-            ],
-        )
+        title = f"W{width}A{width}, static; each row adds to the one above"
+        table(title, [row for row in added if row["bits"] == width])
+    table(f"W{min(widths)}A{min(widths)}, static; each row lacks one part", removed)
     if json_file is not None:
-        json_file.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+        json_file.write_text(
+            json.dumps({"machine": machine, "added": added, "removed": removed}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

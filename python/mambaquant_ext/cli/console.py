@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+LOG_WIDTH = 120
+
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Keeps other libraries' notices (missing CUDA kernels, progress bars) out of the output."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is imported
     logging.getLogger("transformers").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -43,7 +47,9 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         table.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    Console(file=sys.stdout).print(table)
+    # A pipe or a log has no width; a terminal does, and rich fits the table into it.
+    width = None if sys.stdout.isatty() else LOG_WIDTH
+    Console(file=sys.stdout, width=width).print(table)
 
 
 def print_line(text: str) -> None:
