@@ -340,7 +340,7 @@ def test_too_little_calibration_text_exits_with_1(command, work, tmp_path):
         "20",
         "--samples",
         "2",
-        says=["192 calibration tokens"],
+        says=["192 calibration samples"],
     )
 
 

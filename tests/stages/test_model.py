@@ -418,7 +418,7 @@ def test_fewer_than_8_bits_run_emulated_only():
         ([torch.tensor([[-1, 3]])], ValueError, f"from 0 to {VOCAB - 1}"),
         ([torch.zeros(2, 3)], TypeError, "integer token ids"),
         (["text"], TypeError, "expected a tensor"),
-        ([tokens(1, 8)], ValueError, "at least 192 calibration tokens"),
+        ([tokens(1, 8)], ValueError, "at least 192 calibration samples"),
     ],
 )
 def test_unusable_calibration_data_are_refused(batches, error, match):

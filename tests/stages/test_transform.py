@@ -512,7 +512,7 @@ def test_a_klt_of_too_few_tokens_is_refused():
     moment = torch.eye(48, dtype=torch.float64)
     klt_rotation(moment, 192)
     with pytest.raises(
-        ValueError, match=r"expected at least 192 calibration tokens for 48 .* got 191"
+        ValueError, match=r"expected at least 192 calibration samples for 48 .* got 191"
     ):
         klt_rotation(moment, 191)
 

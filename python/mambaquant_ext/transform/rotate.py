@@ -22,7 +22,7 @@ def klt_rotation(moment: Tensor, samples: int) -> Tensor:
 
     Args:
         moment: (n, n), E[x^T x] not centred, because the quantizer behind it is symmetric.
-        samples: tokens that the moment was measured on.
+        samples: rows that the moment was measured on: tokens, times layers for the residual stream.
 
     Returns:
         (n, n), float64, orthogonal.
@@ -33,7 +33,8 @@ def klt_rotation(moment: Tensor, samples: int) -> Tensor:
     n = moment.shape[0]
     if samples < SAMPLES_PER_CHANNEL * n:
         raise ValueError(
-            f"klt_rotation: expected at least {SAMPLES_PER_CHANNEL * n} calibration tokens for {n} channels, "
+            f"klt_rotation: expected at least {SAMPLES_PER_CHANNEL * n} calibration samples for {n} channels "
+            f"(tokens; tokens times layers for the residual stream), "
             f"got {samples}; add calibration data or use Rotation.HADAMARD"
         )
     eigenvectors: Tensor = torch.linalg.eigh(moment.double()).eigenvectors
