@@ -22,7 +22,7 @@ from bench import docs_model
 from bench.machine import describe
 from mambaquant_ext.artifacts import MomentStats, RangeStats
 from mambaquant_ext.calibrate import collect_moments, collect_ranges
-from mambaquant_ext.cli.console import print_table, quiet_libraries
+from mambaquant_ext.cli.console import print_table, progress_bar, quiet_libraries
 from mambaquant_ext.config import Fidelity, Granularity, Observer, Recipe, Rotation, recipe
 from mambaquant_ext.model import LanguageModelWeights, mixer_forward
 from mambaquant_ext.model.checkpoint import skeleton
@@ -98,7 +98,7 @@ class Moments:
 
     def of(self, model: LanguageModelWeights, is_folded: bool) -> MomentStats:
         if is_folded not in self.known:
-            with docs_model.progress("moments", len(self.data.calibration)) as update:
+            with progress_bar("moments", len(self.data.calibration), "batch") as update:
                 self.known[is_folded] = collect_moments(model, self.data.calibration, update)
         return self.known[is_folded]
 
@@ -109,7 +109,7 @@ def measure(moments: Moments, label: str, chosen: Recipe, bits: list[int]) -> li
     model = folded(language_model_weights(data.model), chosen)
     model = transform(model, moments.of(model, needs_folded_norms(chosen)), chosen)
     count = len(data.calibration)
-    with docs_model.progress(f"{label}: ranges", count) as update:
+    with progress_bar(f"{label}: ranges", count, "batch") as update:
         ranges = collect_ranges(model, data.calibration, chosen, update)
     rows = []
     for width in bits:

@@ -21,7 +21,12 @@ from bench import docs_model
 from bench.harness import interleave
 from bench.machine import describe
 from mambaquant_ext import load, recipe, save
-from mambaquant_ext.cli.console import print_line, print_table, quiet_libraries
+from mambaquant_ext.cli.console import (
+    print_line,
+    print_table,
+    progress_bar,
+    quiet_libraries,
+)
 from mambaquant_ext.cli.quantize import folder_bytes
 from mambaquant_ext.model.hf import language_model_weights
 from mambaquant_ext.pipeline import quantize_weights
@@ -52,7 +57,7 @@ def quantize(data: docs_model.DocsModel, name: str, folder: Path) -> None:
     weights = language_model_weights(data.model)
     passes = ("moments", "ranges")
     batches = len(data.calibration)
-    with docs_model.progress(f"{name}: calibrating", len(passes) * batches) as update:
+    with progress_bar(f"{name}: calibrating", len(passes) * batches, "batch") as update:
         packed = quantize_weights(
             weights,
             data.calibration,

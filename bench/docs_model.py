@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
+from mambaquant_ext.cli.console import progress_bar
 from mambaquant_ext.cli.text import load_tokenizer, pick_windows, token_windows
 from mambaquant_ext.evaluate import Evaluation, evaluate
 from mambaquant_ext.model.checkpoint import load_float_model
@@ -33,7 +31,7 @@ class DocsModel:
     bytes_per_token: float
 
     def evaluate(self, logits: Callable[[Tensor], Tensor], what: str) -> Evaluation:
-        with progress(what, len(self.test)) as update:
+        with progress_bar(what, len(self.test), "window") as update:
             return evaluate(logits, self.test, self.bytes_per_token, BATCH, update)
 
 
@@ -45,10 +43,3 @@ def load(calibration_windows: int = CALIBRATION_WINDOWS) -> DocsModel:
     return DocsModel(
         load_float_model(FOLDER), tokenizer, list(chosen.split(BATCH)), test, bytes_per_token
     )
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr; the yielded function sets how many of `total` are done."""
-    with tqdm(total=total, desc=what, file=sys.stderr, leave=False) as bar:
-        yield lambda done: bar.update(done - bar.n)

@@ -134,23 +134,27 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     return metadata
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, refusal: type[ValueError] = CheckpointError) -> dict[str, Any]:
     """A file that holds one JSON object.
 
+    Args:
+        path: of the file.
+        refusal: the error to raise, CheckpointError unless the file is no checkpoint's.
+
     Raises:
-        CheckpointError: missing or something else.
+        ValueError: `refusal`, for a file that is missing or holds something else.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: not found")
+        raise refusal(f"{path}: not found")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (
         ValueError,
         RecursionError,
     ) as error:  # not UTF-8, not JSON, or endless digits or brackets
-        raise CheckpointError(f"{path}: expected JSON, got {error}") from None
+        raise refusal(f"{path}: expected JSON, got {error}") from None
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(values).__name__}")
+        raise refusal(f"{path}: expected a JSON object, got {type(values).__name__}")
     return values
 
 

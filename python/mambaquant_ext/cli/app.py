@@ -9,7 +9,7 @@ import typer
 
 from mambaquant_ext.cli import evaluate, generate, info, inspect, quantize
 
-FAILURE, BAD_ARGUMENTS = 1, 2
+FAILURE = 1  # bad arguments end in 2, by typer
 
 app = typer.Typer(
     name="mambaquant",
@@ -27,7 +27,6 @@ app.command("info")(info.info)
 
 def main() -> None:
     """Runs the command line. Exit status: 0 success, 1 failure, 2 bad arguments."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models come from folders; nothing is downloaded
     try:
         app()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mambaquant_ext.artifacts.files import read_json
 from mambaquant_ext.model.hf import import_transformers, refusals_as
 
 # What mamba_ssm assumes where its config.json is silent (MambaConfig and the Mamba module's defaults).
@@ -84,16 +84,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ModelFormatError(f"{path}: not found; expected a model folder")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # not UTF-8, not JSON, or endless digits or brackets
-        raise ModelFormatError(f"{path}: expected JSON, got {error}") from None
-    if not isinstance(config, dict):
-        raise ModelFormatError(f"{path}: expected a JSON object, got {type(config).__name__}")
-    return config
+    return read_json(path, ModelFormatError)
 
 
 def _mamba_ssm_config(config: dict[str, Any], where: Path) -> dict[str, Any]:
