@@ -34,7 +34,7 @@ constexpr int64_t kPackGrainBytes = 65536;
 // and bytes.
 constexpr int64_t kThreadCycles = 10000, kProductsPerCycle = 128, kWeightBytesPerCycle = 8;
 
-int64_t padded_depth(int64_t k) { return round_up(k, kGemmDepthMultiple); }
+int64_t padded_depth(int64_t k) { return round_up(k, kGemmCpuDepthMultiple); }
 
 using TileProduct = void (*)(const RowT*, const int32_t*, const int8_t*, int64_t, int32_t*);
 
