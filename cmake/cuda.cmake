@@ -28,6 +28,9 @@ function(mbq_add_cuda_objects target architectures)
   target_include_directories(${target} SYSTEM PRIVATE "${MBQ_CUTLASS_DIR}")
   set_target_properties(${target} PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON
                         CUDA_ARCHITECTURES "${architectures}")
+  # Keeps ptxas's report of registers and spills beside each object (scripts/ptxas_report.py).
+  set_target_properties(${target} PROPERTIES CUDA_COMPILER_LAUNCHER
+                        "${Python_EXECUTABLE};${PROJECT_SOURCE_DIR}/scripts/nvcc_with_report.py")
   target_compile_options(${target} PRIVATE -Xcompiler=-Wall,-Wextra -Werror all-warnings
                          --expt-relaxed-constexpr -lineinfo)
 endfunction()
@@ -73,6 +76,7 @@ if(NOT MBQ_CUDA STREQUAL "OFF")
   if(NOT EXISTS "${MBQ_CUTLASS_DIR}/cutlass/cutlass.h")
     mbq_fail("found no CUTLASS headers in MBQ_CUTLASS_DIR='${MBQ_CUTLASS_DIR}': pip install --no-deps nvidia-cutlass==4.2.0.0")
   endif()
+  find_package(Python 3.10 COMPONENTS Interpreter REQUIRED)
   enable_language(CUDA)
   set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)  # torch has it loaded already
   if(MBQ_CUDA STREQUAL "SIM")
