@@ -1,4 +1,6 @@
 // Statistics of launches.
+#include <algorithm>
+#include <set>
 #include <string>
 
 #include "test.h"
@@ -35,6 +37,17 @@ __global__ void both_kinds_of_shared(int* out) {
   out[thread] = fixed[31 - thread] + dynamic[31 - thread];
 }
 
+template <class T>
+__global__ void strided(int stride, int lanes) {
+  extern __shared__ __align__(16) char memory[];
+  volatile char* place = memory + threadIdx.x * stride;
+  if (threadIdx.x >= lanes) return;
+  if constexpr (sizeof(T) == 1) asm volatile("st.shared.b8 [%0], %1;" ::"r"((unsigned)__cvta_generic_to_shared((char*)place)), "r"(1));
+  if constexpr (sizeof(T) == 4) asm volatile("st.shared.b32 [%0], %1;" ::"r"((unsigned)__cvta_generic_to_shared((char*)place)), "r"(1));
+  if constexpr (sizeof(T) == 8) asm volatile("st.shared.v2.b32 [%0], {%1, %1};" ::"r"((unsigned)__cvta_generic_to_shared((char*)place)), "r"(1));
+  if constexpr (sizeof(T) == 16) asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"((unsigned)__cvta_generic_to_shared((char*)place)), "r"(1));
+}
+
 template <class K, class... Args>
 cudasim_stats count(K kernel, dim3 grid, dim3 block, Args... args) {
   cudasim_stats stats;
@@ -45,7 +58,41 @@ cudasim_stats count(K kernel, dim3 grid, dim3 block, Args... args) {
   return stats;
 }
 
+// The definition: lanes go in groups that ask for up to 128 bytes; in each, the bank with most different words decides.
+unsigned wavefronts(int bytes, int stride, int lanes) {
+  int group = bytes <= 4 ? 32 : 128 / bytes;
+  unsigned total = 0;
+  for (int first = 0; first < lanes; first += group) {
+    std::set<int> words[32];
+    for (int lane = first; lane < first + group && lane < lanes; ++lane)
+      for (int byte = lane * stride; byte < lane * stride + bytes; ++byte) words[byte / 4 % 32].insert(byte / 4);
+    size_t worst = 0;
+    for (const auto& bank : words) worst = std::max(worst, bank.size());
+    total += worst;
+  }
+  return total;
+}
+
+template <class T>
+void check_wavefronts() {
+  int bytes = sizeof(T);
+  for (int stride : {0, 1, 2, 3, 4, 5, 8, 12, 16, 32, 33}) {
+    for (int lanes : {32, 20, 1}) {
+      cudasim_reset_stats();
+      strided<T><<<1, 32, 32 * 33 * 16 + 16>>>(stride * bytes, lanes);
+      CHECK(cudaDeviceSynchronize() == cudaSuccess);
+      cudasim_stats s;
+      cudasim_get_stats(&s);
+      CHECK(s.shared_store_wavefronts == wavefronts(bytes, stride * bytes, lanes));
+    }
+  }
+}
+
 int main() {
+  check_wavefronts<char>();
+  check_wavefronts<int>();
+  check_wavefronts<int2>();
+  check_wavefronts<int4>();
   Buffer<int> out(256);
   cudasim_stats s = count(straight, 2, 64, (int*)out);
   CHECK(s.launches == 1 && s.blocks == 2 && s.warp_instructions > 0 && s.warp_instructions % 4 == 0);
