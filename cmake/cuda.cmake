@@ -25,7 +25,7 @@ set(MBQ_CUDA_SOURCES
 function(mbq_add_cuda_objects target architectures)
   add_library(${target} OBJECT ${ARGN})
   target_include_directories(${target} PRIVATE csrc csrc/include)
-  target_include_directories(${target} SYSTEM PRIVATE "${MBQ_CUTLASS_DIR}")
+  target_include_directories(${target} SYSTEM PRIVATE "${MBQ_CUTLASS_INCLUDE}")
   set_target_properties(${target} PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON
                         CUDA_ARCHITECTURES "${architectures}")
   # Keeps ptxas's report of registers and spills beside each object (scripts/ptxas_report.py).
@@ -52,7 +52,7 @@ function(mbq_link_cuda module)
   if(MBQ_CUDA STREQUAL "SIM")
     target_sources(${module} PRIVATE csrc/torch/backend_simulator.cpp)
     target_link_libraries(${module} PRIVATE mambaquant_cuda cudasim)
-    target_include_directories(${module} SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+    target_include_directories(${module} SYSTEM PRIVATE "${MBQ_CUDA_INCLUDE}")
     target_compile_definitions(${module} PRIVATE MBQ_WITH_SIMULATOR)
     # The simulator, a libcudart.so.13, is found in the folder of the module.
     set_target_properties(${module} PROPERTIES INSTALL_RPATH "$ORIGIN" BUILD_WITH_INSTALL_RPATH ON)
@@ -72,12 +72,10 @@ if(MBQ_CUDA STREQUAL "AUTO")
   message(STATUS "MBQ_CUDA=AUTO: ${MBQ_CUDA}")
 endif()
 if(NOT MBQ_CUDA STREQUAL "OFF")
-  set(MBQ_CUTLASS_DIR "" CACHE PATH "Folder that holds cutlass/cutlass.h")
-  if(NOT EXISTS "${MBQ_CUTLASS_DIR}/cutlass/cutlass.h")
-    mbq_fail("found no CUTLASS headers in MBQ_CUTLASS_DIR='${MBQ_CUTLASS_DIR}': pip install --no-deps nvidia-cutlass==4.2.0.0")
+  include(cuda_toolchain)
+  if(MBQ_CUDA_PROBLEM)
+    mbq_fail("MBQ_CUDA=${MBQ_CUDA}: ${MBQ_CUDA_PROBLEM}; for the CPU backend alone, set MBQ_CUDA=OFF")
   endif()
-  find_package(Python 3.10 COMPONENTS Interpreter REQUIRED)
-  enable_language(CUDA)
   set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)  # torch has it loaded already
   if(MBQ_CUDA STREQUAL "SIM")
     set(CMAKE_CUDA_RUNTIME_LIBRARY None)  # the simulator takes its place
