@@ -6,14 +6,30 @@
 #            CUDA launchers called
 #   ON       the extension with csrc/cuda as machine code, against a torch that was built with CUDA
 #   AUTO     ON where torch was built with CUDA, else OFF
-# Architectures of KERNELS and ON: MBQ_CUDA_ARCHITECTURES, all that are tested by default.
+# Architectures of KERNELS and ON: MBQ_CUDA_ARCHITECTURES; by default those of torch's own variable
+# TORCH_CUDA_ARCH_LIST ("8.0 9.0a+PTX") where it is set, else all that are tested.
 set(MBQ_CUDA_MODES OFF KERNELS SIM ON AUTO)
 if(NOT MBQ_CUDA IN_LIST MBQ_CUDA_MODES)
   mbq_fail("MBQ_CUDA: expected one of OFF, KERNELS, SIM, ON and AUTO, got '${MBQ_CUDA}'")
 endif()
 
-set(MBQ_CUDA_ARCHITECTURES "80-real;86-real;89-real;90a-real;100-real;120"
+set(mbq_architectures 80-real 86-real 89-real 90a-real 100-real 120)
+if(DEFINED ENV{TORCH_CUDA_ARCH_LIST})
+  set(mbq_architectures "")
+  string(REGEX MATCHALL "[0-9.]+[af]?(\\+PTX)?" named "$ENV{TORCH_CUDA_ARCH_LIST}")
+  foreach(name IN LISTS named)
+    string(REPLACE "." "" name "${name}")
+    if(name MATCHES "PTX")
+      string(REPLACE "+PTX" "" name "${name}")
+    else()
+      string(APPEND name "-real")
+    endif()
+    list(APPEND mbq_architectures "${name}")
+  endforeach()
+endif()
+set(MBQ_CUDA_ARCHITECTURES "${mbq_architectures}"
     CACHE STRING "What csrc/cuda is compiled for, as CMake's CUDA_ARCHITECTURES")
+set(MBQ_CUDA_LIBRARY "" CACHE FILEPATH "libmambaquant_cuda.a of a KERNELS build, in place of compiling it again")
 set(MBQ_CUDA_SOURCES
     csrc/cuda/quantize.cu
     csrc/cuda/norm.cu
@@ -80,9 +96,13 @@ if(NOT MBQ_CUDA STREQUAL "OFF")
   if(MBQ_CUDA STREQUAL "SIM")
     set(CMAKE_CUDA_RUNTIME_LIBRARY None)  # the simulator takes its place
   endif()
-  mbq_add_cuda_kernels()
+  if(MBQ_CUDA_LIBRARY)
+    add_library(mambaquant_cuda STATIC IMPORTED)
+    set_target_properties(mambaquant_cuda PROPERTIES IMPORTED_LOCATION "${MBQ_CUDA_LIBRARY}")
+  else()
+    mbq_add_cuda_kernels()
+  endif()
   if(MBQ_CUDA STREQUAL "SIM")
-    set(CUDASIM_TESTS OFF CACHE BOOL "")
     add_subdirectory(third_party/cudasim)
   endif()
 endif()
