@@ -34,4 +34,6 @@ if(NOT MBQ_CUDA_PROBLEM)
   # enable_language() links programs to try the compiler with.
   string(APPEND CMAKE_CUDA_FLAGS_INIT " ${mbq_link_flags}")
   enable_language(CUDA)
+  # Targets name ${MBQ_CUDART} instead: shared, so that a process has one runtime, torch's or the simulator's.
+  set(CMAKE_CUDA_RUNTIME_LIBRARY None)
 endif()
