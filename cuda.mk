@@ -30,7 +30,8 @@ test-sim: $(STAMP_SIM) ## the tests of operators and blocks on the CUDA kernels,
 	  tests/ops tests/stages/test_cuda.py
 
 cuda-link: $(STAMP_LINK) ## compile and link the extension with a CUDA build of torch
-	@echo "the extension links with $(TORCH_CUDA) and the CUDA backend"
+	@$(RUN) scripts/check_link.py $(LINK_DIR)/_C.*.so $(addprefix $(TORCH_CUDA_DIR)/torch/lib/lib, \
+	  c10.so c10_cuda.so torch_cpu.so torch_cuda.so)
 
 bench-sim: $(STAMP_SIM) $(STAMP_KERNELS) ## count bytes, conflicts, instructions and registers of the CUDA kernels
 	PYTHONPATH=$(SIM_DIR)/python $(ONE_THREAD) $(RUN) -m bench.sim --build-dir $(KERNELS_DIR)

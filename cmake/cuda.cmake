@@ -92,9 +92,10 @@ if(NOT MBQ_CUDA STREQUAL "OFF")
   if(MBQ_CUDA_PROBLEM)
     mbq_fail("MBQ_CUDA=${MBQ_CUDA}: ${MBQ_CUDA_PROBLEM}; for the CPU backend alone, set MBQ_CUDA=OFF")
   endif()
-  set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)  # torch has it loaded already
-  if(MBQ_CUDA STREQUAL "SIM")
-    set(CMAKE_CUDA_RUNTIME_LIBRARY None)  # the simulator takes its place
+  # Named where it is linked: torch's own, or the simulator in its place.
+  set(CMAKE_CUDA_RUNTIME_LIBRARY None)
+  if(MBQ_CUDA STREQUAL "ON")
+    include(torch_cuda)
   endif()
   if(MBQ_CUDA_LIBRARY)
     add_library(mambaquant_cuda STATIC IMPORTED)
