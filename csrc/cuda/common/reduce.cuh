@@ -44,4 +44,9 @@ __device__ inline float block_reduce(float x, float* partial) {
   return x;
 }
 
+// Waits for `threads` threads of the block that name the same barrier; 0 is __syncthreads's.
+__device__ inline void named_barrier(int32_t barrier, int32_t threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 }  // namespace mambaquant::cuda
