@@ -1,10 +1,114 @@
-// Launchers of norm.
-#include "mambaquant/norm.h"
+// Launcher of norm_quantize.
+#include "cuda/common/launch.h"
+#include "cuda/norm_kernel.cuh"
 
 namespace mambaquant::cuda {
 
-Status norm_quantize(const NormQuantizeParams&, Stream) {
-  return Status::unsupported("not written yet");
+namespace {
+
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+int64_t element_size(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
+
+bool fits(const NormQuantizeParams& p, int64_t vec) {
+  const int64_t x_size = element_size(p.x_dtype), residual_size = element_size(p.residual_dtype);
+  const bool residual_fits =
+      p.residual == nullptr ||
+      (is_aligned(p.residual, p.residual_stride_token * residual_size, vec * residual_size) &&
+       is_aligned(p.residual_out, p.dim * residual_size, vec * residual_size));
+  return p.dim % vec == 0 && is_aligned(p.x, p.x_stride_token * x_size, vec * x_size) &&
+         is_aligned(p.q, p.dim, vec) && is_aligned(p.weight, 0, 16) && is_aligned(p.bias, 0, 16) &&
+         residual_fits;
+}
+
+// 16 bytes of the widest of x and residual, or one element.
+int64_t vector_width(const NormQuantizeParams& p) {
+  const bool has_float32 =
+      p.x_dtype == DType::kF32 || (p.residual != nullptr && p.residual_dtype == DType::kF32);
+  if (!has_float32 && fits(p, 8)) return 8;
+  return fits(p, 4) ? 4 : 1;
+}
+
+int64_t bytes_per_token(const NormQuantizeParams& p) {
+  const int64_t residual = p.residual == nullptr ? 0 : 2 * element_size(p.residual_dtype);
+  return p.dim * (element_size(p.x_dtype) + residual + 1);
+}
+int64_t parameter_bytes(const NormQuantizeParams& p) {
+  return p.dim * 4 * ((p.weight != nullptr ? 1 : 0) + (p.bias != nullptr ? 1 : 0));
+}
+
+// A block a multiprocessor, which fills it; or fewer where the copies of weight and bias would be more than a
+// twentieth of all bytes. Two thirds of the multiprocessors still draw all of the memory's bandwidth.
+int64_t most_blocks(const NormQuantizeParams& p) {
+  const int64_t processors = larger(multiprocessor_count(), 1);
+  const int64_t parameters = larger(parameter_bytes(p), 1);
+  const int64_t cheap = p.tokens * bytes_per_token(p) / (20 * parameters);
+  return larger(smaller(cheap, processors), ceil_div(2 * processors, 3));
+}
+
+// Shared memory that a block may have beside what the kernel declares.
+int64_t dynamic_shared_limit() {
+  return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - RowGroup::kPartials * 4;
+}
+
+template <typename Row>
+Status launch(const NormQuantizeParams& p, int64_t threads, Stream stream) {
+  // Rows go to other blocks first and share one after that.
+  int64_t rows = kMaxNormThreads<Row> / threads;
+  if (threads > kWarpSize) rows = smaller(rows, kMaxGroupsWithBarrier);
+  rows = larger(smaller(rows, ceil_div(p.tokens, larger(multiprocessor_count(), 1))), 1);
+  const int64_t blocks = smaller(ceil_div(p.tokens, rows), most_blocks(p));
+  const bool copies = p.tokens > blocks && parameter_bytes(p) <= dynamic_shared_limit();
+  const int64_t shared_bytes = copies ? parameter_bytes(p) : 0;
+  const auto kernel = norm_quantize_kernel<Row>;
+  const Status allowed = allow_shared_memory(kernel, shared_bytes);
+  if (!allowed.is_ok()) return allowed;
+  const dim3 block(static_cast<uint32_t>(threads), static_cast<uint32_t>(rows));
+  kernel<<<static_cast<uint32_t>(blocks), block, static_cast<size_t>(shared_bytes),
+           to_cuda(stream)>>>(p, copies);
+  return check_launch();
+}
+
+// Whole warps that hold a row with Row::kValues elements a thread; 0 where a block cannot.
+template <typename Row>
+int64_t threads_for(int64_t dim) {
+  const int64_t threads = larger(ceil_div(dim, Row::kValues * kWarpSize), 1) * kWarpSize;
+  return threads <= kMaxNormThreads<Row> ? threads : 0;
+}
+
+// 16 elements a thread, or 24 where that leaves fewer lanes without work (dim 768: one warp instead of one
+// and a half). Rows of more than 12,288 are read again in each pass.
+template <int32_t kVec>
+Status launch_vectors(const NormQuantizeParams& p, Stream stream) {
+  using Row16 = RegisterRow<kVec, 16 / kVec>;
+  using Row24 = RegisterRow<kVec, 24 / kVec>;
+  using Long = MemoryRow<4, NormSource>;
+  const int64_t threads16 = threads_for<Row16>(p.dim), threads24 = threads_for<Row24>(p.dim);
+  if (threads16 == 0) return launch<Long>(p, kMaxNormThreads<Long>, stream);
+  if (threads24 * 24 < threads16 * 16) return launch<Row24>(p, threads24, stream);
+  return launch<Row16>(p, threads16, stream);
+}
+Status launch_elements(const NormQuantizeParams& p, Stream stream) {
+  using Row = RegisterRow<1, 8>;
+  using Long = MemoryRow<1, NormSource>;
+  const int64_t threads = threads_for<Row>(p.dim);
+  if (threads == 0) return launch<Long>(p, kMaxNormThreads<Long>, stream);
+  return launch<Row>(p, threads, stream);
+}
+
+}  // namespace
+
+Status norm_quantize(const NormQuantizeParams& p, Stream stream) {
+  if (p.tokens == 0) return Status::ok();
+  switch (vector_width(p)) {
+    case 8:
+      return launch_vectors<8>(p, stream);
+    case 4:
+      return launch_vectors<4>(p, stream);
+    default:
+      return launch_elements(p, stream);
+  }
 }
 
 }  // namespace mambaquant::cuda

@@ -26,7 +26,7 @@ bool fits(int64_t vec, int64_t dim, const Matrix& a, const Matrix& b) {
 template <typename Body>
 Status with_vector_width(int64_t dim, const Matrix& floats, const Matrix& q, const Body& body) {
   if (floats.element_size == 2 && fits(8, dim, floats, q)) return body(IntTag<8>{});
-  if (fits(4, dim, floats, q)) return body(IntTag<4>{});
+  if (floats.element_size == 4 && fits(4, dim, floats, q)) return body(IntTag<4>{});
   return body(IntTag<1>{});
 }
 template <typename Body>

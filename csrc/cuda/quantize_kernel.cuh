@@ -36,35 +36,43 @@ struct ChannelGrid {
   __device__ float zero_point(int32_t i) const { return zero_points[i]; }
 };
 
-template <typename Params>
-__device__ inline float zero_point_at(const Params& p, int64_t i) {
-  return p.zero_point == nullptr ? 0.0f : static_cast<float>(p.zero_point[i]);
+// Vectors of 8 hold 16-bit elements and those of 4 floats; single elements are any of the three.
+template <int32_t kVec>
+__device__ inline DType dtype_of_vectors(DType dtype) {
+  return kVec == 4 ? DType::kF32 : dtype;
 }
 
-// The two directions. load() begins to read a vector, finish() converts and stores it.
+// The two directions, at one place of the matrix. load() begins to read the vector `offset` elements
+// further on in the row, finish() converts and stores it.
 template <int32_t kVecWidth>
 struct QuantizeOp {
   using Params = QuantizeParams;
   static constexpr int32_t kVec = kVecWidth;
   using Loaded = RawVec<kVec>;
 
-  __device__ static float factor(float scale) { return inverse(scale); }
-  __device__ static Loaded load(const Params& p, int64_t token, int64_t column) {
-    return load_raw<kVec>(p.x, token * p.x_stride_token + column, p.x_dtype);
+  const char* x;
+  int8_t* q;
+  DType dtype;
+  float qmin;
+
+  __device__ QuantizeOp(const Params& p, int64_t token, int64_t column)
+      : q(p.q + token * p.dim + column), dtype(dtype_of_vectors<kVec>(p.x_dtype)) {
+    const int64_t element_size = dtype == DType::kF32 ? 4 : 2;
+    x = static_cast<const char*>(p.x) + (token * p.x_stride_token + column) * element_size;
+    qmin = static_cast<float>(p.zero_point == nullptr ? kQMinSymmetric : kQMinAsymmetric);
   }
+  __device__ static float factor(float scale) { return inverse(scale); }
+  __device__ Loaded load(int32_t offset) const { return load_raw<kVec>(x, offset, dtype); }
   template <typename Grid>
-  __device__ static void finish(const Params& p, int64_t token, int64_t column,
-                                const Loaded& loaded, const Grid& grid) {
-    const float qmin =
-        static_cast<float>(p.zero_point == nullptr ? kQMinSymmetric : kQMinAsymmetric);
-    float x[kVec];
-    to_floats(loaded, p.x_dtype, x);
-    Vec<int8_t, kVec> q;
+  __device__ void finish(int32_t offset, const Loaded& loaded, const Grid& grid) const {
+    float values[kVec];
+    to_floats(loaded, dtype, values);
+    Vec<int8_t, kVec> out;
 #pragma unroll
     for (int32_t i = 0; i < kVec; ++i) {
-      q[i] = quantize_clamped(x[i], grid.factor(i), grid.zero_point(i), qmin);
+      out[i] = quantize_clamped(values[i], grid.factor(i), grid.zero_point(i), qmin);
     }
-    store_vec(p.q + token * p.dim + column, q);
+    store_vec(q + offset, out);
   }
 };
 
@@ -74,19 +82,25 @@ struct DequantizeOp {
   static constexpr int32_t kVec = kVecWidth;
   using Loaded = Vec<int8_t, kVec>;
 
-  __device__ static float factor(float scale) { return scale; }
-  __device__ static Loaded load(const Params& p, int64_t token, int64_t column) {
-    return load_vec<kVec>(p.q + token * p.q_stride_token + column);
+  const int8_t* q;
+  char* x;
+  DType dtype;
+
+  __device__ DequantizeOp(const Params& p, int64_t token, int64_t column)
+      : q(p.q + token * p.q_stride_token + column), dtype(dtype_of_vectors<kVec>(p.x_dtype)) {
+    const int64_t element_size = dtype == DType::kF32 ? 4 : 2;
+    x = static_cast<char*>(p.x) + (token * p.dim + column) * element_size;
   }
+  __device__ static float factor(float scale) { return scale; }
+  __device__ Loaded load(int32_t offset) const { return load_vec<kVec>(q + offset); }
   template <typename Grid>
-  __device__ static void finish(const Params& p, int64_t token, int64_t column,
-                                const Loaded& loaded, const Grid& grid) {
-    float x[kVec];
+  __device__ void finish(int32_t offset, const Loaded& loaded, const Grid& grid) const {
+    float values[kVec];
 #pragma unroll
     for (int32_t i = 0; i < kVec; ++i) {
-      x[i] = (static_cast<float>(loaded[i]) - grid.zero_point(i)) * grid.factor(i);
+      values[i] = (static_cast<float>(loaded[i]) - grid.zero_point(i)) * grid.factor(i);
     }
-    store_raw(p.x, token * p.dim + column, p.x_dtype, from_floats(x, p.x_dtype));
+    store_raw(x, offset, dtype, from_floats(values, dtype));
   }
 };
 
@@ -95,21 +109,25 @@ template <typename Op>
 __global__ void __launch_bounds__(kQuantizeThreads)
     scale_rows_kernel(const __grid_constant__ typename Op::Params p) {
   const bool per_token = p.granularity == Granularity::kPerToken;
-  const int64_t step = static_cast<int64_t>(blockDim.x) * Op::kVec;
-  const int64_t first = blockIdx.x * kVectorsInFlight * step + threadIdx.x * Op::kVec;
+  const auto step = static_cast<int32_t>(blockDim.x) * Op::kVec;
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kVectorsInFlight * step +
+                         static_cast<int32_t>(threadIdx.x) * Op::kVec;
+  const auto left = static_cast<int32_t>(min(p.dim - column, int64_t{kVectorsInFlight} * step));
   const int64_t token_step = static_cast<int64_t>(gridDim.y) * blockDim.y;
   int64_t token = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y;
   for (; token < p.tokens; token += token_step) {
+    const Op op(p, token, column);
     typename Op::Loaded loaded[kVectorsInFlight];
 #pragma unroll
     for (int32_t v = 0; v < kVectorsInFlight; ++v) {
-      if (first + v * step < p.dim) loaded[v] = Op::load(p, token, first + v * step);
+      if (v * step < left) loaded[v] = op.load(v * step);
     }
     const int64_t i = per_token ? token : 0;
-    const SharedGrid grid{Op::factor(p.scale[i]), zero_point_at(p, i)};
+    const float zero_point = p.zero_point == nullptr ? 0.0f : warp_load(p.zero_point + i);
+    const SharedGrid grid{Op::factor(warp_load(p.scale + i)), zero_point};
 #pragma unroll
     for (int32_t v = 0; v < kVectorsInFlight; ++v) {
-      if (first + v * step < p.dim) Op::finish(p, token, first + v * step, loaded[v], grid);
+      if (v * step < left) op.finish(v * step, loaded[v], grid);
     }
   }
 }
@@ -146,7 +164,7 @@ __global__ void __launch_bounds__(kQuantizeThreads)
   const int64_t mine = static_cast<int64_t>(blockIdx.x) * kColumns + thread;
   if (thread < kColumns && mine < p.dim) {
     factors[thread] = Op::factor(p.scale[mine]);
-    zero_points[thread] = zero_point_at(p, mine);
+    zero_points[thread] = p.zero_point == nullptr ? 0.0f : static_cast<float>(p.zero_point[mine]);
   }
   __syncthreads();
   const Tile tile(p.tokens, tokens_per_block, kVec);
@@ -161,11 +179,11 @@ __global__ void __launch_bounds__(kQuantizeThreads)
     typename Op::Loaded loaded[kVectorsInFlight];
 #pragma unroll
     for (int32_t v = 0; v < kVectorsInFlight; ++v) {
-      if (v < count) loaded[v] = Op::load(p, token + v * kTileWarps, tile.column);
+      if (v < count) loaded[v] = Op(p, token + v * kTileWarps, tile.column).load(0);
     }
 #pragma unroll
     for (int32_t v = 0; v < kVectorsInFlight; ++v) {
-      if (v < count) Op::finish(p, token + v * kTileWarps, tile.column, loaded[v], grid);
+      if (v < count) Op(p, token + v * kTileWarps, tile.column).finish(0, loaded[v], grid);
     }
   });
 }
@@ -180,48 +198,48 @@ template <int32_t kVec>
 __global__ void __launch_bounds__(kQuantizeThreads)
     amax_kernel(const __grid_constant__ QuantizeParams p, int64_t tokens_per_block) {
   constexpr int32_t kColumns = kVec * kWarpSize;
-  __shared__ float partial[kTileWarps][kColumns];
+  // Column lane * kVec + i of the tile is partial[warp][i * kPitch + lane]: neither the writes, lanes
+  // along the row, nor the reads, threads along columns, meet a bank twice.
+  constexpr int32_t kPitch = kWarpSize + kWarpSize / kVec;
+  __shared__ float partial[kTileWarps][kVec * kPitch];
   const Tile tile(p.tokens, tokens_per_block, kVec);
+  const DType dtype = dtype_of_vectors<kVec>(p.x_dtype);
   float amax[kVec] = {};
   tile.walk([&](int64_t token, int32_t count) {
     RawVec<kVec> loaded[kVectorsInFlight];
 #pragma unroll
     for (int32_t v = 0; v < kVectorsInFlight; ++v) {
       if (v < count && tile.column < p.dim) {
-        loaded[v] = QuantizeOp<kVec>::load(p, token + v * kTileWarps, tile.column);
+        loaded[v] = QuantizeOp<kVec>(p, token + v * kTileWarps, tile.column).load(0);
       }
     }
 #pragma unroll
     for (int32_t v = 0; v < kVectorsInFlight; ++v) {
       float x[kVec];
-      if (v < count && tile.column < p.dim) to_floats(loaded[v], p.x_dtype, x);
+      if (v < count && tile.column < p.dim) to_floats(loaded[v], dtype, x);
 #pragma unroll
       for (int32_t i = 0; i < kVec; ++i) {
         if (v < count && tile.column < p.dim) amax[i] = fmaxf(amax[i], fabsf(x[i]));
       }
     }
   });
-  // partial[warp][i * 32 + lane] is column lane * kVec + i of the tile: free of bank conflicts.
 #pragma unroll
-  for (int32_t i = 0; i < kVec; ++i) {
-    partial[threadIdx.y][i * kWarpSize + threadIdx.x] = amax[i];
-  }
+  for (int32_t i = 0; i < kVec; ++i) partial[threadIdx.y][i * kPitch + threadIdx.x] = amax[i];
   __syncthreads();
   const auto thread = static_cast<int32_t>(threadIdx.y * kWarpSize + threadIdx.x);
+  if (thread >= kColumns) return;  // whole warps
   float tile_amax = 0.0f;
-  if (thread < kColumns) {
-    for (int32_t warp = 0; warp < kTileWarps; ++warp) {
-      tile_amax = fmaxf(tile_amax, partial[warp][thread]);
-    }
+#pragma unroll
+  for (int32_t warp = 0; warp < kTileWarps; ++warp) {
+    tile_amax = fmaxf(tile_amax, partial[warp][thread % kVec * kPitch + thread / kVec]);
   }
   if (p.granularity == Granularity::kPerTensor) {
     tile_amax = warp_reduce<Max>(tile_amax);
-    if (threadIdx.x == 0 && thread < kColumns) atomic_max(p.scale_out, tile_amax);
+    if (threadIdx.x == 0) atomic_max(p.scale_out, tile_amax);
     return;
   }
-  const int64_t column =
-      static_cast<int64_t>(blockIdx.x) * kColumns + thread % kWarpSize * kVec + thread / kWarpSize;
-  if (thread < kColumns && column < p.dim) atomic_max(p.scale_out + column, tile_amax);
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kColumns + thread;
+  if (column < p.dim) atomic_max(p.scale_out + column, tile_amax);
 }
 
 // Turns amax into a scale, in place.
@@ -239,15 +257,14 @@ __global__ void __launch_bounds__(kMaxTokenThreads)
   const int64_t token = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   if (token >= p.tokens) return;
   RowGroup group(partials);
-  const int64_t element_size = p.x_dtype == DType::kF32 ? 4 : 2;
-  const char* start = static_cast<const char*>(p.x) + token * p.x_stride_token * element_size;
-  Row row(PlainSource{start, p.x_dtype}, p.dim);
+  const QuantizeOp<Row::kVec> first(p, token, first_column<Row::kVec>());
+  const Row row(PlainSource{first.x, first.dtype}, p.dim);
   float amax = 0.0f;
   row.for_each_first([&](const auto& x, int64_t) { amax = fmaxf(amax, amax_of(x)); });
   const float scale = scale_from_amax(group.reduce<Max>(amax));
   const float inv_scale = inverse(scale);
-  int8_t* q = p.q + token * p.dim;
-  row.for_each([&](const auto& x, int64_t column) { store_symmetric(q + column, x, inv_scale); });
+  row.for_each(
+      [&](const auto& x, int64_t offset) { store_symmetric(first.q + offset, x, inv_scale); });
   if (threadIdx.x == 0) p.scale_out[token] = scale;
 }
 

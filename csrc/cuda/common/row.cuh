@@ -5,8 +5,10 @@
 // up to kVectors vectors a thread stay in registers (RegisterRow); longer ones are read again, from L2,
 // in each pass (MemoryRow).
 //
-// A source says what an element of the row is. fetch<kVec>(column) begins a load, take() makes floats
-// of it (and may store them elsewhere), stored() is what to read in later passes.
+// A source says what an element of the row is, from the thread's first vector on: fetch<kVec>(offset)
+// begins the load of the vector `offset` elements further, take() makes floats of it (and may store them
+// elsewhere), stored() is what to read in later passes. Offsets are the same for all threads, which
+// leaves one address a thread and tensor.
 #pragma once
 
 #include "cuda/common/float_vec.cuh"
@@ -48,17 +50,23 @@ class RowGroup {
   int32_t turn_ = 0;
 };
 
+// Where the thread's first vector begins.
+template <int32_t kVec>
+__device__ inline int32_t first_column() {
+  return static_cast<int32_t>(threadIdx.x) * kVec;
+}
+
 // A row as it lies in memory.
 struct PlainSource {
-  const void* row;
+  const void* first;
   DType dtype;
 
   template <int32_t kVec>
   using Fetched = RawVec<kVec>;
 
   template <int32_t kVec>
-  __device__ RawVec<kVec> fetch(int64_t column) const {
-    return load_raw<kVec>(row, column, dtype);
+  __device__ RawVec<kVec> fetch(int64_t offset) const {
+    return load_raw<kVec>(first, offset, dtype);
   }
   template <int32_t kVec>
   __device__ void take(const RawVec<kVec>& fetched, int64_t, float (&values)[kVec]) const {
@@ -67,56 +75,58 @@ struct PlainSource {
   __device__ PlainSource stored() const { return *this; }
 };
 
-template <int32_t kVecWidth_, int32_t kVectors>
+// for_each(f) calls f(values, offset) for each vector of the thread. The first pass over a row must be
+// for_each_first, which is where a MemoryRow uses the source itself.
+template <int32_t kVecWidth, int32_t kVectors>
 class RegisterRow {
  public:
-  static constexpr int32_t kVec = kVecWidth_;
-  static constexpr int32_t kValuesPerThread = kVec * kVectors;
+  static constexpr int32_t kVec = kVecWidth;
+  static constexpr int32_t kValues = kVec * kVectors;  // that a thread holds
 
   template <typename Source>
-  __device__ RegisterRow(const Source& source, int64_t dim) : dim_(static_cast<int32_t>(dim)) {
+  __device__ RegisterRow(const Source& source, int64_t dim)
+      : left_(static_cast<int32_t>(dim) - first_column<kVec>()),
+        step_(static_cast<int32_t>(blockDim.x) * kVec) {
     typename Source::template Fetched<kVec> fetched[kVectors];
 #pragma unroll
     for (int32_t v = 0; v < kVectors; ++v) {
-      if (column(v) < dim_) fetched[v] = source.template fetch<kVec>(column(v));
+      if (v * step_ < left_) fetched[v] = source.template fetch<kVec>(v * step_);
     }
 #pragma unroll
     for (int32_t v = 0; v < kVectors; ++v) {
-      if (column(v) < dim_) source.take(fetched[v], column(v), values_[v]);
+      if (v * step_ < left_) source.take(fetched[v], v * step_, values_[v]);
     }
   }
 
-  // f(values, column) for each vector of the thread. The first pass must be for_each_first.
   template <typename F>
-  __device__ void for_each_first(const F& f) {
+  __device__ void for_each_first(const F& f) const {
     for_each(f);
   }
   template <typename F>
   __device__ void for_each(const F& f) const {
 #pragma unroll
     for (int32_t v = 0; v < kVectors; ++v) {
-      if (column(v) < dim_) f(values_[v], column(v));
+      if (v * step_ < left_) f(values_[v], v * step_);
     }
   }
 
  private:
-  __device__ int32_t column(int32_t v) const {
-    return static_cast<int32_t>(v * blockDim.x + threadIdx.x) * kVec;
-  }
-
-  int32_t dim_;
+  int32_t left_;  // elements from the thread's first one to the row's end
+  int32_t step_;
   float values_[kVectors][kVec];
 };
 
-template <int32_t kVecWidth_, typename Source>
+template <int32_t kVecWidth, typename Source>
 class MemoryRow {
  public:
-  static constexpr int32_t kVec = kVecWidth_;
+  static constexpr int32_t kVec = kVecWidth;
+  static constexpr int32_t kValues = kVec;
 
-  __device__ MemoryRow(const Source& source, int64_t dim) : source_(source), dim_(dim) {}
+  __device__ MemoryRow(const Source& source, int64_t dim)
+      : source_(source), left_(dim - first_column<kVec>()) {}
 
   template <typename F>
-  __device__ void for_each_first(const F& f) {
+  __device__ void for_each_first(const F& f) const {
     pass(source_, f);
   }
   template <typename F>
@@ -128,15 +138,15 @@ class MemoryRow {
   template <typename AnySource, typename F>
   __device__ void pass(const AnySource& source, const F& f) const {
     const int64_t step = static_cast<int64_t>(blockDim.x) * kVec;
-    for (int64_t column = static_cast<int64_t>(threadIdx.x) * kVec; column < dim_; column += step) {
+    for (int64_t offset = 0; offset < left_; offset += step) {
       float values[kVec];
-      source.take(source.template fetch<kVec>(column), column, values);
-      f(values, column);
+      source.take(source.template fetch<kVec>(offset), offset, values);
+      f(values, offset);
     }
   }
 
   Source source_;
-  int64_t dim_;
+  int64_t left_;
 };
 
 template <int32_t kVec>

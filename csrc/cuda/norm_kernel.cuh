@@ -1,0 +1,221 @@
+// norm_quantize on the device. Formula: mambaquant/norm.h.
+//
+// Bound: bytes. A row is read once and written once: a group of threads holds it in registers, 16 or 24
+// elements a thread, through the sums, max|y| and rounding (common/row.cuh). LayerNorm's variance is a
+// second pass over the registers, so that a large mean cancels nothing. Without a residual an element
+// moves 3 (float16) or 5 bytes (float32), with one up to 13.
+//
+// weight and bias, 4 bytes a column each, would cost as much again if each row fetched them: a block
+// keeps them in shared memory and walks over many rows, its groups each at a row of their own.
+//
+// Rounding takes 5 instructions an element, normalising 1 to 4, each pass of a reduction 1, converting
+// 16 bits 1, and where the scale is dynamic y is computed twice rather than kept.
+// Registers: at most 80 for 768 threads a block, 128 for the 512 threads that hold 24 elements.
+#pragma once
+
+#include "cuda/common/quant.cuh"
+#include "cuda/common/row.cuh"
+#include "mambaquant/norm.h"
+
+namespace mambaquant::cuda {
+
+template <typename Row>
+inline constexpr int32_t kMaxNormThreads = Row::kValues > 16 ? 512 : 768;
+
+// Elements of s = x or round(x + residual), which it stores.
+struct NormSource {
+  const void* x;
+  const void* residual;  // or null
+  void* out;
+  DType x_dtype, residual_dtype;
+
+  template <int32_t kVec>
+  struct Fetched {
+    RawVec<kVec> x, residual;
+  };
+
+  __device__ NormSource(const NormQuantizeParams& p, int64_t token, int64_t column)
+      : x(at(p.x, token * p.x_stride_token + column, p.x_dtype)),
+        residual(nullptr),
+        out(nullptr),
+        x_dtype(p.x_dtype),
+        residual_dtype(p.residual_dtype) {
+    if (p.residual == nullptr) return;
+    residual = at(p.residual, token * p.residual_stride_token + column, residual_dtype);
+    out = const_cast<void*>(at(p.residual_out, token * p.dim + column, residual_dtype));
+  }
+
+  template <int32_t kVec>
+  __device__ Fetched<kVec> fetch(int64_t offset) const {
+    Fetched<kVec> fetched;
+    fetched.x = load_raw<kVec>(x, offset, x_dtype);
+    if (residual != nullptr) fetched.residual = load_raw<kVec>(residual, offset, residual_dtype);
+    return fetched;
+  }
+  template <int32_t kVec>
+  __device__ void take(const Fetched<kVec>& fetched, int64_t offset, float (&s)[kVec]) const {
+    to_floats(fetched.x, x_dtype, s);
+    if (residual == nullptr) return;
+    float addend[kVec];
+    to_floats(fetched.residual, residual_dtype, addend);
+#pragma unroll
+    for (int32_t i = 0; i < kVec; ++i) s[i] += addend[i];
+    const RawVec<kVec> rounded = from_floats(s, residual_dtype);
+    store_raw(out, offset, residual_dtype, rounded);
+    to_floats(rounded, residual_dtype, s);
+  }
+  __device__ PlainSource stored() const {
+    return residual == nullptr ? PlainSource{x, x_dtype} : PlainSource{out, residual_dtype};
+  }
+
+ private:
+  __device__ static const void* at(const void* base, int64_t elements, DType dtype) {
+    return static_cast<const char*>(base) + elements * (dtype == DType::kF32 ? 4 : 2);
+  }
+};
+
+// weight or bias, from the thread's first column on: null, in global memory, or a copy in shared memory.
+// The copy for vectors of 8 holds column c at 4 * ((c / 4 % 2) * (dim / 8) + c / 8) + c % 4: first halves
+// of vectors, then second halves, so that lanes read neighbouring 16 bytes.
+template <int32_t kVec>
+struct Parameter {
+  static constexpr int32_t kPart = kVec == 1 ? 1 : 4;  // floats of one load
+  static constexpr int32_t kParts = kVec / kPart;
+
+  const float* first;
+  bool is_copy;
+  int32_t half;  // floats between the halves of a vector of a copy
+
+  __device__ static Parameter in_global(const float* global) {
+    if (global == nullptr) return {nullptr, false, 0};
+    return {global + first_column<kVec>(), false, 0};
+  }
+  // All threads of the block take part; a barrier must follow.
+  __device__ static Parameter copy_to_shared(const float* global, int64_t dim, float* shared) {
+    const auto half = static_cast<int32_t>(dim / 2);
+    const auto thread = static_cast<int32_t>(threadIdx.y * blockDim.x + threadIdx.x);
+    const auto threads = static_cast<int32_t>(blockDim.x * blockDim.y);
+    for (int32_t i = thread; i < static_cast<int32_t>(dim) / kPart; i += threads) {
+      const int32_t place = kVec == 8 ? i % 2 * half + i / 2 * kPart : i * kPart;
+      store_vec(shared + place, load_vec<kPart>(global + i * kPart));
+    }
+    return {shared + first_column<kVec>() / kParts, true, half};
+  }
+
+  template <typename F>
+  __device__ void for_each(int64_t offset, const F& f) const {
+#pragma unroll
+    for (int32_t part = 0; part < kParts; ++part) {
+      const float* address =
+          kVec == 8 && is_copy ? first + offset / 2 + part * half : first + offset + part * kPart;
+      const auto values = load_vec<kPart>(address);
+#pragma unroll
+      for (int32_t i = 0; i < kPart; ++i) f(part * kPart + i, values[i]);
+    }
+  }
+};
+
+// y of a row.
+template <int32_t kVec>
+struct Normalization {
+  Parameter<kVec> weight, bias;
+  bool subtract_mean;
+  float mean = 0.0f, rstd = 0.0f;
+
+  __device__ void apply(const float (&s)[kVec], int64_t offset, float (&y)[kVec]) const {
+#pragma unroll
+    for (int32_t i = 0; i < kVec; ++i) y[i] = (subtract_mean ? s[i] - mean : s[i]) * rstd;
+    if (weight.first != nullptr) weight.for_each(offset, [&](int32_t i, float w) { y[i] *= w; });
+    if (bias.first != nullptr) bias.for_each(offset, [&](int32_t i, float b) { y[i] += b; });
+  }
+};
+
+__device__ inline float rstd_of(float sum_of_squares, const NormQuantizeParams& p) {
+  const float mean_square = __fdiv_rn(sum_of_squares, static_cast<float>(p.dim));
+  return __frcp_rn(__fsqrt_rn(mean_square + p.eps));
+}
+
+// First pass, and for LayerNorm the second.
+template <typename Row>
+__device__ inline void measure(const NormQuantizeParams& p, RowGroup& group, const Row& row,
+                               Normalization<Row::kVec>& norm) {
+  float sum = 0.0f;
+  row.for_each_first([&](const auto& s, int64_t) {
+    float part = 0.0f;
+#pragma unroll
+    for (int32_t i = 0; i < Row::kVec; ++i)
+      part = p.subtract_mean ? part + s[i] : fmaf(s[i], s[i], part);
+    sum += part;
+  });
+  sum = group.reduce<Sum>(sum);
+  if (p.subtract_mean) {
+    norm.mean = __fdiv_rn(sum, static_cast<float>(p.dim));
+    sum = 0.0f;
+    row.for_each([&](const auto& s, int64_t) {
+      float part = 0.0f;
+#pragma unroll
+      for (int32_t i = 0; i < Row::kVec; ++i) {
+        const float d = s[i] - norm.mean;
+        part = fmaf(d, d, part);
+      }
+      sum += part;
+    });
+    sum = group.reduce<Sum>(sum);
+  }
+  norm.rstd = rstd_of(sum, p);
+}
+
+template <typename Row>
+__device__ inline float dynamic_scale(RowGroup& group, const Row& row,
+                                      const Normalization<Row::kVec>& norm) {
+  float amax = 0.0f;
+  row.for_each([&](const auto& s, int64_t offset) {
+    float y[Row::kVec];
+    norm.apply(s, offset, y);
+    amax = fmaxf(amax, amax_of(y));
+  });
+  return scale_from_amax(group.reduce<Max>(amax));
+}
+
+// Block (threads of a row, rows at a time); blocks walk over the rows with the grid's stride.
+// `copies_parameters`: weight and bias fit shared memory and serve several rows.
+template <typename Row>
+__global__ void __launch_bounds__(kMaxNormThreads<Row>)
+    norm_quantize_kernel(const __grid_constant__ NormQuantizeParams p, bool copies_parameters) {
+  extern __shared__ float4 copies[];
+  __shared__ float partials[RowGroup::kPartials];
+  constexpr int32_t kVec = Row::kVec;
+  using Param = Parameter<kVec>;
+  Normalization<kVec> norm{Param::in_global(p.weight), Param::in_global(p.bias), p.subtract_mean};
+  if (copies_parameters) {
+    auto* shared = reinterpret_cast<float*>(copies);
+    if (p.weight != nullptr) {
+      norm.weight = Param::copy_to_shared(p.weight, p.dim, shared);
+      shared += p.dim;
+    }
+    if (p.bias != nullptr) norm.bias = Param::copy_to_shared(p.bias, p.dim, shared);
+    __syncthreads();
+  }
+  RowGroup group(partials);
+  const bool is_dynamic = p.scale == nullptr;
+  float inv_scale = is_dynamic ? 0.0f : inverse(warp_load(p.scale));
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.y;
+  int64_t token = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+  for (; token < p.tokens; token += step) {
+    const Row row(NormSource(p, token, first_column<kVec>()), p.dim);
+    measure(p, group, row, norm);
+    if (is_dynamic) {
+      const float scale = dynamic_scale(group, row, norm);
+      inv_scale = inverse(scale);
+      if (threadIdx.x == 0) p.scale_out[token] = scale;
+    }
+    int8_t* q = p.q + token * p.dim + first_column<kVec>();
+    row.for_each([&](const auto& s, int64_t offset) {
+      float y[kVec];
+      norm.apply(s, offset, y);
+      store_symmetric(q + offset, y, inv_scale);
+    });
+  }
+}
+
+}  // namespace mambaquant::cuda
