@@ -49,32 +49,39 @@ int64_t most_blocks(const NormQuantizeParams& p) {
 
 // Shared memory that a block may have beside what the kernel declares.
 int64_t dynamic_shared_limit() {
-  return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - RowGroup::kPartials * 4;
+  constexpr int64_t kPartialBytes = RowGroup::kPartials * static_cast<int64_t>(sizeof(float));
+  return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kPartialBytes;
 }
 
-template <typename Row>
-Status launch(const NormQuantizeParams& p, int64_t threads, Stream stream) {
+template <typename Row, bool kSubtractMean>
+Status launch_kernel(const NormQuantizeParams& p, int64_t threads, Stream stream) {
   // Rows go to other blocks first and share one after that.
   int64_t rows = kMaxNormThreads<Row> / threads;
   if (threads > kWarpSize) rows = smaller(rows, kMaxGroupsWithBarrier);
   rows = larger(smaller(rows, ceil_div(p.tokens, larger(multiprocessor_count(), 1))), 1);
   const int64_t blocks = smaller(ceil_div(p.tokens, rows), most_blocks(p));
-  const bool copies = p.tokens > blocks && parameter_bytes(p) <= dynamic_shared_limit();
-  const int64_t shared_bytes = copies ? parameter_bytes(p) : 0;
-  const auto kernel = norm_quantize_kernel<Row>;
+  const int64_t shared_bytes = Row::kInRegisters ? parameter_bytes(p) : 0;
+  const auto kernel = norm_quantize_kernel<Row, kSubtractMean>;
   const Status allowed = allow_shared_memory(kernel, shared_bytes);
   if (!allowed.is_ok()) return allowed;
   const dim3 block(static_cast<uint32_t>(threads), static_cast<uint32_t>(rows));
   kernel<<<static_cast<uint32_t>(blocks), block, static_cast<size_t>(shared_bytes),
-           to_cuda(stream)>>>(p, copies);
+           to_cuda(stream)>>>(p);
   return check_launch();
 }
-
-// Whole warps that hold a row with Row::kValues elements a thread; 0 where a block cannot.
 template <typename Row>
-int64_t threads_for(int64_t dim) {
-  const int64_t threads = larger(ceil_div(dim, Row::kValues * kWarpSize), 1) * kWarpSize;
-  return threads <= kMaxNormThreads<Row> ? threads : 0;
+Status launch(const NormQuantizeParams& p, int64_t threads, Stream stream) {
+  return p.subtract_mean ? launch_kernel<Row, true>(p, threads, stream)
+                         : launch_kernel<Row, false>(p, threads, stream);
+}
+
+// Whole warps that hold a row with Row::kValues elements a thread; 0 where a block cannot, or where its
+// weight and bias do not fit shared memory.
+template <typename Row>
+int64_t threads_for(const NormQuantizeParams& p) {
+  const int64_t threads = larger(ceil_div(p.dim, Row::kValues * kWarpSize), 1) * kWarpSize;
+  const bool fits = threads <= kMaxNormThreads<Row> && parameter_bytes(p) <= dynamic_shared_limit();
+  return fits ? threads : 0;
 }
 
 // 16 elements a thread, or 24 where that leaves fewer lanes without work (dim 768: one warp instead of one
@@ -84,15 +91,15 @@ Status launch_vectors(const NormQuantizeParams& p, Stream stream) {
   using Row16 = RegisterRow<kVec, 16 / kVec>;
   using Row24 = RegisterRow<kVec, 24 / kVec>;
   using Long = MemoryRow<4, NormSource>;
-  const int64_t threads16 = threads_for<Row16>(p.dim), threads24 = threads_for<Row24>(p.dim);
-  if (threads16 == 0) return launch<Long>(p, kMaxNormThreads<Long>, stream);
-  if (threads24 * 24 < threads16 * 16) return launch<Row24>(p, threads24, stream);
+  const int64_t threads16 = threads_for<Row16>(p), threads24 = threads_for<Row24>(p);
+  if (threads24 == 0) return launch<Long>(p, kMaxNormThreads<Long>, stream);
+  if (threads16 == 0 || threads24 * 24 < threads16 * 16) return launch<Row24>(p, threads24, stream);
   return launch<Row16>(p, threads16, stream);
 }
 Status launch_elements(const NormQuantizeParams& p, Stream stream) {
   using Row = RegisterRow<1, 8>;
   using Long = MemoryRow<1, NormSource>;
-  const int64_t threads = threads_for<Row>(p.dim);
+  const int64_t threads = threads_for<Row>(p);
   if (threads == 0) return launch<Long>(p, kMaxNormThreads<Long>, stream);
   return launch<Row>(p, threads, stream);
 }

@@ -10,8 +10,10 @@
 //
 // Rounding takes 5 instructions an element, normalising 1 to 4, each pass of a reduction 1, converting
 // 16 bits 1, and where the scale is dynamic y is computed twice rather than kept.
-// Registers: at most 80 for 768 threads a block, 128 for the 512 threads that hold 24 elements.
+// Registers: at most 96 for 640 threads a block, 128 for the 512 threads that hold 24 elements.
 #pragma once
+
+#include <cuda_pipeline.h>
 
 #include "cuda/common/quant.cuh"
 #include "cuda/common/row.cuh"
@@ -20,7 +22,7 @@
 namespace mambaquant::cuda {
 
 template <typename Row>
-inline constexpr int32_t kMaxNormThreads = Row::kValues > 16 ? 512 : 768;
+inline constexpr int32_t kMaxNormThreads = Row::kValues > 16 ? 512 : 640;
 
 // Elements of s = x or round(x + residual), which it stores.
 struct NormSource {
@@ -74,40 +76,42 @@ struct NormSource {
   }
 };
 
-// weight or bias, from the thread's first column on: null, in global memory, or a copy in shared memory.
-// The copy for vectors of 8 holds column c at 4 * ((c / 4 % 2) * (dim / 8) + c / 8) + c % 4: first halves
-// of vectors, then second halves, so that lanes read neighbouring 16 bytes.
-template <int32_t kVec>
+// weight or bias, from the thread's first column on: a copy in shared memory, or where rows are too long
+// for that, in global memory. The copy for vectors of 8 holds column c at
+// 4 * ((c / 4 % 2) * (dim / 8) + c / 8) + c % 4: first halves of vectors, then second halves, so that lanes
+// read neighbouring 16 bytes.
+template <int32_t kVec, bool kIsCopy>
 struct Parameter {
   static constexpr int32_t kPart = kVec == 1 ? 1 : 4;  // floats of one load
   static constexpr int32_t kParts = kVec / kPart;
 
   const float* first;
-  bool is_copy;
   int32_t half;  // floats between the halves of a vector of a copy
 
-  __device__ static Parameter in_global(const float* global) {
-    if (global == nullptr) return {nullptr, false, 0};
-    return {global + first_column<kVec>(), false, 0};
-  }
-  // All threads of the block take part; a barrier must follow.
-  __device__ static Parameter copy_to_shared(const float* global, int64_t dim, float* shared) {
-    const auto half = static_cast<int32_t>(dim / 2);
-    const auto thread = static_cast<int32_t>(threadIdx.y * blockDim.x + threadIdx.x);
-    const auto threads = static_cast<int32_t>(blockDim.x * blockDim.y);
-    for (int32_t i = thread; i < static_cast<int32_t>(dim) / kPart; i += threads) {
-      const int32_t place = kVec == 8 ? i % 2 * half + i / 2 * kPart : i * kPart;
-      store_vec(shared + place, load_vec<kPart>(global + i * kPart));
+  // With kIsCopy all threads of the block begin to copy to `shared`; wait_for_copies() must follow.
+  __device__ Parameter(const float* global, int64_t dim, float* shared)
+      : half(static_cast<int32_t>(dim / 2)) {
+    if constexpr (kIsCopy) {
+      first = shared + first_column<kVec>() / kParts;
+      if (global == nullptr) return;
+      const auto thread = static_cast<int32_t>(threadIdx.y * blockDim.x + threadIdx.x);
+      const auto threads = static_cast<int32_t>(blockDim.x * blockDim.y);
+      for (int32_t i = thread; i < static_cast<int32_t>(dim) / kPart; i += threads) {
+        const int32_t place = kVec == 8 ? i % 2 * half + i / 2 * kPart : i * kPart;
+        __pipeline_memcpy_async(shared + place, global + i * kPart, kPart * sizeof(float));
+      }
+    } else {
+      first = global + first_column<kVec>();
     }
-    return {shared + first_column<kVec>() / kParts, true, half};
   }
 
+  // f(i, value) for each element of the vector `offset` columns further.
   template <typename F>
   __device__ void for_each(int64_t offset, const F& f) const {
 #pragma unroll
     for (int32_t part = 0; part < kParts; ++part) {
-      const float* address =
-          kVec == 8 && is_copy ? first + offset / 2 + part * half : first + offset + part * kPart;
+      const float* address = kIsCopy ? first + static_cast<int32_t>(offset) / kParts + part * half
+                                     : first + offset + part * kPart;
       const auto values = load_vec<kPart>(address);
 #pragma unroll
       for (int32_t i = 0; i < kPart; ++i) f(part * kPart + i, values[i]);
@@ -115,18 +119,34 @@ struct Parameter {
   }
 };
 
-// y of a row.
-template <int32_t kVec>
+__device__ inline void wait_for_copies() {
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
+  __syncthreads();
+}
+
+// y of a row, and what it takes to compute it.
+template <typename Row, bool kSubtractMean>
 struct Normalization {
-  Parameter<kVec> weight, bias;
-  bool subtract_mean;
+  static constexpr int32_t kVec = Row::kVec;
+
+  Parameter<kVec, Row::kInRegisters> weight, bias;
+  bool has_weight, has_bias;
   float mean = 0.0f, rstd = 0.0f;
+
+  __device__ Normalization(const NormQuantizeParams& p, float* shared)
+      : weight(p.weight, p.dim, shared),
+        bias(p.bias, p.dim, shared + (p.weight == nullptr ? 0 : p.dim)),
+        has_weight(p.weight != nullptr),
+        has_bias(kSubtractMean && p.bias != nullptr) {}
+
+  __device__ float centred(float s) const { return kSubtractMean ? s - mean : s; }
 
   __device__ void apply(const float (&s)[kVec], int64_t offset, float (&y)[kVec]) const {
 #pragma unroll
-    for (int32_t i = 0; i < kVec; ++i) y[i] = (subtract_mean ? s[i] - mean : s[i]) * rstd;
-    if (weight.first != nullptr) weight.for_each(offset, [&](int32_t i, float w) { y[i] *= w; });
-    if (bias.first != nullptr) bias.for_each(offset, [&](int32_t i, float b) { y[i] += b; });
+    for (int32_t i = 0; i < kVec; ++i) y[i] = centred(s[i]) * rstd;
+    if (has_weight) weight.for_each(offset, [&](int32_t i, float w) { y[i] *= w; });
+    if (has_bias) bias.for_each(offset, [&](int32_t i, float b) { y[i] += b; });
   }
 };
 
@@ -135,39 +155,40 @@ __device__ inline float rstd_of(float sum_of_squares, const NormQuantizeParams& 
   return __frcp_rn(__fsqrt_rn(mean_square + p.eps));
 }
 
-// First pass, and for LayerNorm the second.
-template <typename Row>
-__device__ inline void measure(const NormQuantizeParams& p, RowGroup& group, const Row& row,
-                               Normalization<Row::kVec>& norm) {
+// Folds a vector: sum = f(element, sum).
+template <typename Row, typename F>
+__device__ inline float sum_in_vector(const float (&s)[Row::kVec], const F& f) {
   float sum = 0.0f;
-  row.for_each_first([&](const auto& s, int64_t) {
-    float part = 0.0f;
 #pragma unroll
-    for (int32_t i = 0; i < Row::kVec; ++i)
-      part = p.subtract_mean ? part + s[i] : fmaf(s[i], s[i], part);
-    sum += part;
-  });
-  sum = group.reduce<Sum>(sum);
-  if (p.subtract_mean) {
-    norm.mean = __fdiv_rn(sum, static_cast<float>(p.dim));
-    sum = 0.0f;
-    row.for_each([&](const auto& s, int64_t) {
-      float part = 0.0f;
-#pragma unroll
-      for (int32_t i = 0; i < Row::kVec; ++i) {
-        const float d = s[i] - norm.mean;
-        part = fmaf(d, d, part);
-      }
-      sum += part;
-    });
-    sum = group.reduce<Sum>(sum);
-  }
-  norm.rstd = rstd_of(sum, p);
+  for (int32_t i = 0; i < Row::kVec; ++i) sum = f(s[i], sum);
+  return sum;
 }
 
-template <typename Row>
+// First pass, and for LayerNorm the second: mean and rstd.
+template <typename Row, bool kSubtractMean>
+__device__ inline void measure(const NormQuantizeParams& p, RowGroup& group, const Row& row,
+                               Normalization<Row, kSubtractMean>& norm) {
+  const auto add_square = [&](float s, float sum) {
+    const float d = norm.centred(s);
+    return fmaf(d, d, sum);
+  };
+  float sum = 0.0f;
+  if constexpr (kSubtractMean) {
+    row.for_each_first([&](const auto& s, int64_t) {
+      sum += sum_in_vector<Row>(s, [](float x, float partial) { return partial + x; });
+    });
+    norm.mean = __fdiv_rn(group.reduce<Sum>(sum), static_cast<float>(p.dim));
+    sum = 0.0f;
+    row.for_each([&](const auto& s, int64_t) { sum += sum_in_vector<Row>(s, add_square); });
+  } else {
+    row.for_each_first([&](const auto& s, int64_t) { sum += sum_in_vector<Row>(s, add_square); });
+  }
+  norm.rstd = rstd_of(group.reduce<Sum>(sum), p);
+}
+
+template <typename Row, bool kSubtractMean>
 __device__ inline float dynamic_scale(RowGroup& group, const Row& row,
-                                      const Normalization<Row::kVec>& norm) {
+                                      const Normalization<Row, kSubtractMean>& norm) {
   float amax = 0.0f;
   row.for_each([&](const auto& s, int64_t offset) {
     float y[Row::kVec];
@@ -178,27 +199,17 @@ __device__ inline float dynamic_scale(RowGroup& group, const Row& row,
 }
 
 // Block (threads of a row, rows at a time); blocks walk over the rows with the grid's stride.
-// `copies_parameters`: weight and bias fit shared memory and serve several rows.
-template <typename Row>
-__global__ void __launch_bounds__(kMaxNormThreads<Row>)
-    norm_quantize_kernel(const __grid_constant__ NormQuantizeParams p, bool copies_parameters) {
-  extern __shared__ float4 copies[];
-  __shared__ float partials[RowGroup::kPartials];
+template <typename Row, bool kSubtractMean>
+__global__ void __launch_bounds__(kMaxNormThreads<Row>, 1)
+    norm_quantize_kernel(const __grid_constant__ NormQuantizeParams p) {
   constexpr int32_t kVec = Row::kVec;
-  using Param = Parameter<kVec>;
-  Normalization<kVec> norm{Param::in_global(p.weight), Param::in_global(p.bias), p.subtract_mean};
-  if (copies_parameters) {
-    auto* shared = reinterpret_cast<float*>(copies);
-    if (p.weight != nullptr) {
-      norm.weight = Param::copy_to_shared(p.weight, p.dim, shared);
-      shared += p.dim;
-    }
-    if (p.bias != nullptr) norm.bias = Param::copy_to_shared(p.bias, p.dim, shared);
-    __syncthreads();
-  }
+  extern __shared__ float4 shared[];
+  __shared__ float partials[RowGroup::kPartials];
+  Normalization<Row, kSubtractMean> norm(p, reinterpret_cast<float*>(shared));
   RowGroup group(partials);
   const bool is_dynamic = p.scale == nullptr;
   float inv_scale = is_dynamic ? 0.0f : inverse(warp_load(p.scale));
+  if constexpr (Row::kInRegisters) wait_for_copies();
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.y;
   int64_t token = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   for (; token < p.tokens; token += step) {

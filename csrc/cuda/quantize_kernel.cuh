@@ -251,7 +251,7 @@ __global__ void __launch_bounds__(kQuantizeThreads)
 
 // A row for each group of threads (common/row.cuh).
 template <typename Row>
-__global__ void __launch_bounds__(kMaxTokenThreads)
+__global__ void __launch_bounds__(kMaxTokenThreads, 1)
     quantize_tokens_kernel(const __grid_constant__ QuantizeParams p) {
   __shared__ float partials[RowGroup::kPartials];
   const int64_t token = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;

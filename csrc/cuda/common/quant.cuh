@@ -16,14 +16,19 @@ __device__ inline float inverse(float scale) { return __frcp_rn(scale); }
 // a conversion at a quarter of it. Larger v stay larger than every bound that follows.
 inline constexpr float kRoundShift = 12582912.0f;
 
-// Exact for |zero_point| <= 2^22. NaN gives 127, like +inf: fminf returns its other operand.
-__device__ inline int8_t quantize_clamped(float x, float inv_scale, float zero_point, float qmin) {
-  const float rounded = __fadd_rn(__fmul_rn(x, inv_scale), kRoundShift);
-  const float q = fminf(__fadd_rn(rounded, zero_point), kRoundShift + static_cast<float>(kQMax));
-  return static_cast<int8_t>(__float_as_int(fmaxf(q, kRoundShift + qmin)));
+// The low byte of a sum with kRoundShift, clamped. NaN gives 127, like +inf: fminf returns its other operand.
+__device__ inline int8_t clamp_shifted(float q, float qmin) {
+  const float at_most = fminf(q, kRoundShift + static_cast<float>(kQMax));
+  return static_cast<int8_t>(__float_as_int(fmaxf(at_most, kRoundShift + qmin)));
 }
 __device__ inline int8_t quantize_symmetric(float x, float inv_scale) {
-  return quantize_clamped(x, inv_scale, 0.0f, static_cast<float>(kQMinSymmetric));
+  const float q = __fadd_rn(__fmul_rn(x, inv_scale), kRoundShift);
+  return clamp_shifted(q, static_cast<float>(kQMinSymmetric));
+}
+// Exact for |zero_point| <= 2^22.
+__device__ inline int8_t quantize_clamped(float x, float inv_scale, float zero_point, float qmin) {
+  const float q = __fadd_rn(__fmul_rn(x, inv_scale), kRoundShift);
+  return clamp_shifted(__fadd_rn(q, zero_point), qmin);
 }
 __device__ inline int8_t quantize_asymmetric(float x, float inv_scale, float zero_point) {
   return quantize_clamped(x, inv_scale, zero_point, static_cast<float>(kQMinAsymmetric));

@@ -81,6 +81,7 @@ template <int32_t kVecWidth, int32_t kVectors>
 class RegisterRow {
  public:
   static constexpr int32_t kVec = kVecWidth;
+  static constexpr bool kInRegisters = true;
   static constexpr int32_t kValues = kVec * kVectors;  // that a thread holds
 
   template <typename Source>
@@ -120,6 +121,7 @@ template <int32_t kVecWidth, typename Source>
 class MemoryRow {
  public:
   static constexpr int32_t kVec = kVecWidth;
+  static constexpr bool kInRegisters = false;
   static constexpr int32_t kValues = kVec;
 
   __device__ MemoryRow(const Source& source, int64_t dim)
