@@ -10,6 +10,8 @@ constexpr int64_t kMaxGridY = 65535;
 // Tokens of a chunk: enough to pay for the tokens before it, few enough to leave work for other warps.
 constexpr int64_t kMinChunk = kTokensInFlight;
 constexpr int64_t kMaxChunk = 128;
+// A token of an update moves 8 bytes a channel and the parameters 24: with 60 tokens a block they cost 5 %.
+constexpr int64_t kMinTokens = 5;  // of a warp
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -35,7 +37,9 @@ ConvPlan make_plan(const CausalConv1dQuantizeParams& p, int64_t tiles) {
     plan.tokens_per_chunk = rounded;
     plan.chunks = ceil_div(p.seqlen, rounded);
   } else if (p.seqlen > 0) {
-    plan.pieces_per_warp = larger(share / p.seqlen, 1);
+    const int64_t balanced = ceil_div(p.batch, kConvWarps);
+    plan.pieces_per_warp = larger(share, smaller(kMinTokens, balanced * p.seqlen)) / p.seqlen;
+    plan.pieces_per_warp = larger(plan.pieces_per_warp, 1);
   }
   plan.pieces = p.batch * plan.chunks;
   const int64_t needed = ceil_div(plan.pieces, kMaxGridY * kConvWarps);
@@ -48,9 +52,9 @@ Status launch(const CausalConv1dQuantizeParams& p, Stream stream) {
   const int64_t tiles = ceil_div(p.dim, kVec * kWarpSize);
   const ConvPlan plan = make_plan(p, tiles);
   const int64_t warps = ceil_div(plan.pieces, plan.pieces_per_warp);
-  const int64_t block_warps = smaller(warps, kConvWarps);
-  const dim3 grid(static_cast<uint32_t>(tiles),
-                  static_cast<uint32_t>(ceil_div(warps, block_warps)));
+  const int64_t slices = ceil_div(warps, kConvWarps);
+  const int64_t block_warps = ceil_div(warps, slices);
+  const dim3 grid(static_cast<uint32_t>(tiles), static_cast<uint32_t>(slices));
   const dim3 block(kWarpSize, static_cast<uint32_t>(block_warps));
   conv1d_kernel<kVec><<<grid, block, 0, to_cuda(stream)>>>(p, plan);
   return check_launch();

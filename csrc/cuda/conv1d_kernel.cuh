@@ -20,7 +20,8 @@
 
 namespace mambaquant::cuda {
 
-inline constexpr int32_t kConvWarps = 16;  // of a block, at most
+// Of a block, at most. Two such blocks a multiprocessor have 80 registers a thread.
+inline constexpr int32_t kConvWarps = 12;
 inline constexpr int32_t kTokensInFlight = 8;
 inline constexpr int32_t kWindow = 4;  // the largest width: inputs in a word
 
@@ -59,9 +60,12 @@ __device__ inline void read_channel(const CausalConv1dQuantizeParams& p, int64_t
                                     ChannelParameters<kCount>& out) {
   const auto width = static_cast<int32_t>(p.width);
   uint32_t taps = 0;
-  for (int32_t j = 0; j < width; ++j) {
-    const uint32_t tap = load_bytes<1>(p.weight + j * p.dim + channel);
-    taps |= tap << (8 * (kWindow - width + j));
+#pragma unroll
+  for (int32_t age = 0; age < kWindow; ++age) {
+    if (age < width) {
+      const uint32_t tap = load_bytes<1>(p.weight + (width - 1 - age) * p.dim + channel);
+      taps |= tap << (8 * (kWindow - 1 - age));
+    }
   }
   out.taps[i] = taps;
   out.scale[i] = p.x_scale[channel] * p.weight_scale[channel];
@@ -180,19 +184,24 @@ __device__ inline Window<kVec> read_history(const CausalConv1dQuantizeParams& p,
   return window;
 }
 
-// kTokens tokens from x to q, all loads first.
+// Where a walk stands.
+struct Position {
+  const int8_t* x;
+  int8_t* q;
+};
+
+// kTokens tokens from x to q, all loads first. Addresses are carried on token by token: multiples of the
+// strides would take 30 registers.
 template <int32_t kVec, int32_t kTokens>
 __device__ inline void walk(const Sequence& s, const ChannelParameters<kVec>& channels, float qmin,
-                            int64_t t, Window<kVec>& window) {
-  const int8_t* x = s.x + t * s.x_stride;
-  int8_t* q = s.q + t * s.q_stride;
+                            Position& at, Window<kVec>& window) {
   uint32_t inputs[kTokens];
 #pragma unroll
-  for (int32_t i = 0; i < kTokens; ++i) inputs[i] = load_bytes<kVec>(x + i * s.x_stride);
+  for (int32_t i = 0; i < kTokens; ++i, at.x += s.x_stride) inputs[i] = load_bytes<kVec>(at.x);
 #pragma unroll
-  for (int32_t i = 0; i < kTokens; ++i) {
+  for (int32_t i = 0; i < kTokens; ++i, at.q += s.q_stride) {
     window.push(inputs[i]);
-    store_bytes<kVec>(q + i * s.q_stride, convolve(window, channels, qmin));
+    store_bytes<kVec>(at.q, convolve(window, channels, qmin));
   }
 }
 
@@ -212,7 +221,7 @@ __device__ inline void store_final_state(const CausalConv1dQuantizeParams& p, co
 
 // Grid (tiles of channels, slices of the pieces), block (32 lanes, warps).
 template <int32_t kVec>
-__global__ void __launch_bounds__(kConvWarps* kWarpSize, 1)
+__global__ void __launch_bounds__(kConvWarps* kWarpSize, 2)
     conv1d_kernel(const __grid_constant__ CausalConv1dQuantizeParams p,
                   const __grid_constant__ ConvPlan plan) {
   constexpr int32_t kChannels = kVec * kWarpSize;
@@ -239,10 +248,12 @@ __global__ void __launch_bounds__(kConvWarps* kWarpSize, 1)
     int64_t t = chunk * plan.tokens_per_chunk;
     const int64_t end = min(t + plan.tokens_per_chunk, p.seqlen);
     Window<kVec> window = read_history<kVec>(p, s, t);
+    Position at{s.x + t * s.x_stride, s.q + t * s.q_stride};
     for (; t + kTokensInFlight <= end; t += kTokensInFlight) {
-      walk<kVec, kTokensInFlight>(s, channels, qmin, t, window);
+      walk<kVec, kTokensInFlight>(s, channels, qmin, at, window);
     }
-    for (; t < end; ++t) walk<kVec, 1>(s, channels, qmin, t, window);
+#pragma unroll 1
+    for (; t < end; ++t) walk<kVec, 1>(s, channels, qmin, at, window);
     if (++chunk == plan.chunks) {
       store_final_state(p, s, window);
       chunk = 0;
