@@ -83,25 +83,29 @@ int64_t threads_for(const NormQuantizeParams& p) {
   const bool fits = threads <= kMaxNormThreads<Row> && parameter_bytes(p) <= dynamic_shared_limit();
   return fits ? threads : 0;
 }
+template <typename Row>
+bool fills(const NormQuantizeParams& p) {
+  return threads_for<Row>(p) * Row::kValues == p.dim;
+}
 
-// 16 elements a thread, or 24 where that leaves fewer lanes without work (dim 768: one warp instead of one
-// and a half). Rows of more than 12,288 are read again in each pass.
+// 16 elements a thread, or 24 where that leaves no lane without work (dim 768: one warp instead of one and a
+// half). Longer rows are read again in each pass.
 template <int32_t kVec>
 Status launch_vectors(const NormQuantizeParams& p, Stream stream) {
-  using Row16 = RegisterRow<kVec, 16 / kVec>;
-  using Row24 = RegisterRow<kVec, 24 / kVec>;
+  using Full16 = RegisterRow<kVec, 16 / kVec, true>;
+  using Full24 = RegisterRow<kVec, 24 / kVec, true>;
+  using Row16 = RegisterRow<kVec, 16 / kVec, false>;
   using Long = MemoryRow<4, NormSource>;
-  const int64_t threads16 = threads_for<Row16>(p), threads24 = threads_for<Row24>(p);
-  if (threads24 == 0) return launch<Long>(p, kMaxNormThreads<Long>, stream);
-  if (threads16 == 0 || threads24 * 24 < threads16 * 16) return launch<Row24>(p, threads24, stream);
-  return launch<Row16>(p, threads16, stream);
+  if (p.dim > 0 && fills<Full16>(p)) return launch<Full16>(p, threads_for<Full16>(p), stream);
+  if (p.dim > 0 && fills<Full24>(p)) return launch<Full24>(p, threads_for<Full24>(p), stream);
+  if (threads_for<Row16>(p) > 0) return launch<Row16>(p, threads_for<Row16>(p), stream);
+  return launch<Long>(p, kMaxNormThreads<Long>, stream);
 }
 Status launch_elements(const NormQuantizeParams& p, Stream stream) {
-  using Row = RegisterRow<1, 8>;
+  using Row = RegisterRow<1, 8, false>;
   using Long = MemoryRow<1, NormSource>;
-  const int64_t threads = threads_for<Row>(p);
-  if (threads == 0) return launch<Long>(p, kMaxNormThreads<Long>, stream);
-  return launch<Row>(p, threads, stream);
+  if (threads_for<Row>(p) > 0) return launch<Row>(p, threads_for<Row>(p), stream);
+  return launch<Long>(p, kMaxNormThreads<Long>, stream);
 }
 
 }  // namespace

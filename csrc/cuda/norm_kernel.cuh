@@ -8,8 +8,8 @@
 // weight and bias, 4 bytes a column each, would cost as much again if each row fetched them: a block
 // keeps them in shared memory and walks over many rows, its groups each at a row of their own.
 //
-// Rounding takes 5 instructions an element, normalising 1 to 4, each pass of a reduction 1, converting
-// 16 bits 1, and where the scale is dynamic y is computed twice rather than kept.
+// An element takes 5 instructions of rounding, 1 to 3 of normalising, 1 (RMSNorm) or 3 of measuring, 1 of
+// max|y| (which a static scale computes too, and drops), and 1 for converting 16 bits.
 // Registers: at most 96 for 640 threads a block, 128 for the 512 threads that hold 24 elements.
 #pragma once
 
@@ -62,9 +62,7 @@ struct NormSource {
     to_floats(fetched.residual, residual_dtype, addend);
 #pragma unroll
     for (int32_t i = 0; i < kVec; ++i) s[i] += addend[i];
-    const RawVec<kVec> rounded = from_floats(s, residual_dtype);
-    store_raw(out, offset, residual_dtype, rounded);
-    to_floats(rounded, residual_dtype, s);
+    store_rounded(out, offset, residual_dtype, s);
   }
   __device__ PlainSource stored() const {
     return residual == nullptr ? PlainSource{x, x_dtype} : PlainSource{out, residual_dtype};
@@ -140,13 +138,21 @@ struct Normalization {
         has_weight(p.weight != nullptr),
         has_bias(kSubtractMean && p.bias != nullptr) {}
 
-  __device__ float centred(float s) const { return kSubtractMean ? s - mean : s; }
-
-  __device__ void apply(const float (&s)[kVec], int64_t offset, float (&y)[kVec]) const {
+  __device__ void subtract(float (&s)[kVec]) const {
 #pragma unroll
-    for (int32_t i = 0; i < kVec; ++i) y[i] = centred(s[i]) * rstd;
+    for (int32_t i = 0; i < kVec; ++i) s[i] -= mean;
+  }
+  // y from s, or from s - mean where kSubtractMean.
+  __device__ void scale_and_shift(float (&y)[kVec], int64_t offset) const {
+#pragma unroll
+    for (int32_t i = 0; i < kVec; ++i) y[i] *= rstd;
     if (has_weight) weight.for_each(offset, [&](int32_t i, float w) { y[i] *= w; });
     if (has_bias) bias.for_each(offset, [&](int32_t i, float b) { y[i] += b; });
+  }
+  // The same for a row in memory, where nothing is left of the pass that measured it.
+  __device__ void apply_again(float (&s)[kVec], int64_t offset) const {
+    if constexpr (kSubtractMean) subtract(s);
+    scale_and_shift(s, offset);
   }
 };
 
@@ -155,47 +161,53 @@ __device__ inline float rstd_of(float sum_of_squares, const NormQuantizeParams& 
   return __frcp_rn(__fsqrt_rn(mean_square + p.eps));
 }
 
-// Folds a vector: sum = f(element, sum).
-template <typename Row, typename F>
-__device__ inline float sum_in_vector(const float (&s)[Row::kVec], const F& f) {
+template <int32_t kVec>
+__device__ inline float sum_of(const float (&s)[kVec]) {
   float sum = 0.0f;
 #pragma unroll
-  for (int32_t i = 0; i < Row::kVec; ++i) sum = f(s[i], sum);
+  for (int32_t i = 0; i < kVec; ++i) sum += s[i];
+  return sum;
+}
+template <int32_t kVec>
+__device__ inline float sum_of_squares(const float (&s)[kVec]) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int32_t i = 0; i < kVec; ++i) sum = fmaf(s[i], s[i], sum);
   return sum;
 }
 
-// First pass, and for LayerNorm the second: mean and rstd.
+// Sets mean and rstd. Registers hold s - mean afterwards, or s without a mean.
 template <typename Row, bool kSubtractMean>
-__device__ inline void measure(const NormQuantizeParams& p, RowGroup& group, const Row& row,
+__device__ inline void measure(const NormQuantizeParams& p, RowGroup& group, Row& row,
                                Normalization<Row, kSubtractMean>& norm) {
-  const auto add_square = [&](float s, float sum) {
-    const float d = norm.centred(s);
-    return fmaf(d, d, sum);
-  };
   float sum = 0.0f;
   if constexpr (kSubtractMean) {
-    row.for_each_first([&](const auto& s, int64_t) {
-      sum += sum_in_vector<Row>(s, [](float x, float partial) { return partial + x; });
-    });
+    row.for_each_first([&](auto& s, int64_t) { sum += sum_of(s); });
     norm.mean = __fdiv_rn(group.reduce<Sum>(sum), static_cast<float>(p.dim));
     sum = 0.0f;
-    row.for_each([&](const auto& s, int64_t) { sum += sum_in_vector<Row>(s, add_square); });
+    row.for_each([&](auto& s, int64_t) {
+      norm.subtract(s);
+      sum += sum_of_squares(s);
+    });
   } else {
-    row.for_each_first([&](const auto& s, int64_t) { sum += sum_in_vector<Row>(s, add_square); });
+    row.for_each_first([&](auto& s, int64_t) { sum += sum_of_squares(s); });
   }
   norm.rstd = rstd_of(group.reduce<Sum>(sum), p);
 }
 
+// Puts y into the registers of a row and returns max|y| of the thread.
 template <typename Row, bool kSubtractMean>
-__device__ inline float dynamic_scale(RowGroup& group, const Row& row,
-                                      const Normalization<Row, kSubtractMean>& norm) {
+__device__ inline float normalize(Row& row, const Normalization<Row, kSubtractMean>& norm) {
   float amax = 0.0f;
-  row.for_each([&](const auto& s, int64_t offset) {
-    float y[Row::kVec];
-    norm.apply(s, offset, y);
-    amax = fmaxf(amax, amax_of(y));
+  row.for_each([&](auto& s, int64_t offset) {
+    if constexpr (Row::kInRegisters) {
+      norm.scale_and_shift(s, offset);
+    } else {
+      norm.apply_again(s, offset);
+    }
+    amax = fmaxf(amax, amax_of(s));
   });
-  return scale_from_amax(group.reduce<Max>(amax));
+  return amax;
 }
 
 // Block (threads of a row, rows at a time); blocks walk over the rows with the grid's stride.
@@ -205,25 +217,30 @@ __global__ void __launch_bounds__(kMaxNormThreads<Row>, 1)
   constexpr int32_t kVec = Row::kVec;
   extern __shared__ float4 shared[];
   __shared__ float partials[RowGroup::kPartials];
+  __shared__ float static_inv_scale;
   Normalization<Row, kSubtractMean> norm(p, reinterpret_cast<float*>(shared));
   RowGroup group(partials);
   const bool is_dynamic = p.scale == nullptr;
-  float inv_scale = is_dynamic ? 0.0f : inverse(warp_load(p.scale));
-  if constexpr (Row::kInRegisters) wait_for_copies();
+  if (threadIdx.x == 0 && threadIdx.y == 0) {
+    static_inv_scale = is_dynamic ? 0.0f : inverse(*p.scale);
+  }
+  wait_for_copies();
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.y;
   int64_t token = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   for (; token < p.tokens; token += step) {
-    const Row row(NormSource(p, token, first_column<kVec>()), p.dim);
+    Row row(NormSource(p, token, first_column<kVec>()), p.dim);
     measure(p, group, row, norm);
+    float amax = 0.0f;
+    if (Row::kInRegisters || is_dynamic) amax = normalize(row, norm);
+    float inv_scale = static_inv_scale;
     if (is_dynamic) {
-      const float scale = dynamic_scale(group, row, norm);
+      const float scale = scale_from_amax(group.reduce<Max>(amax));
       inv_scale = inverse(scale);
       if (threadIdx.x == 0) p.scale_out[token] = scale;
     }
     int8_t* q = p.q + token * p.dim + first_column<kVec>();
-    row.for_each([&](const auto& s, int64_t offset) {
-      float y[kVec];
-      norm.apply(s, offset, y);
+    row.for_each([&](auto& y, int64_t offset) {
+      if constexpr (!Row::kInRegisters) norm.apply_again(y, offset);
       store_symmetric(q + offset, y, inv_scale);
     });
   }

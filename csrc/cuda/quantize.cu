@@ -130,11 +130,18 @@ Status quantize_tokens(const QuantizeParams& p, Stream stream) {
   if (p.tokens == 0) return Status::ok();
   return with_vector_width(p, [&](auto vec) {
     constexpr auto kVec = static_cast<int32_t>(decltype(vec)::value);
+    constexpr int32_t kVectors = kTokenValues / kVec;
     const int64_t warps = larger(ceil_div(p.dim, kTokenValues * kWarpSize), 1);
-    if (warps * kWarpSize <= kMaxTokenThreads) {
-      return launch_tokens<RegisterRow<kVec, kTokenValues / kVec>>(p, warps * kWarpSize, stream);
+    const int64_t threads = warps * kWarpSize;
+    if (threads > kMaxTokenThreads) {
+      return launch_tokens<MemoryRow<kVec, PlainSource>>(p, kMaxTokenThreads, stream);
     }
-    return launch_tokens<MemoryRow<kVec, PlainSource>>(p, kMaxTokenThreads, stream);
+    if constexpr (kVec > 1) {
+      if (threads * kTokenValues == p.dim) {
+        return launch_tokens<RegisterRow<kVec, kVectors, true>>(p, threads, stream);
+      }
+    }
+    return launch_tokens<RegisterRow<kVec, kVectors, false>>(p, threads, stream);
   });
 }
 

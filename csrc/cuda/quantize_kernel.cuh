@@ -258,7 +258,7 @@ __global__ void __launch_bounds__(kMaxTokenThreads, 1)
   if (token >= p.tokens) return;
   RowGroup group(partials);
   const QuantizeOp<Row::kVec> first(p, token, first_column<Row::kVec>());
-  const Row row(PlainSource{first.x, first.dtype}, p.dim);
+  Row row(PlainSource{first.x, first.dtype}, p.dim);
   float amax = 0.0f;
   row.for_each_first([&](const auto& x, int64_t) { amax = fmaxf(amax, amax_of(x)); });
   const float scale = scale_from_amax(group.reduce<Max>(amax));

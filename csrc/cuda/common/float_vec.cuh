@@ -129,4 +129,20 @@ __device__ inline RawVec<kVec> from_floats(const float (&x)[kVec], DType dtype) 
   return raw;
 }
 
+// Stores x rounded to the dtype and leaves in x what was stored.
+template <int32_t kVec>
+__device__ inline void store_rounded(void* base, int64_t index, DType dtype, float (&x)[kVec]) {
+  if constexpr (kVec <= 4) {
+    if (is_float32<kVec>(dtype)) {
+      Vec<float, kVec> out;
+#pragma unroll
+      for (int32_t i = 0; i < kVec; ++i) out[i] = x[i];
+      return store_vec(static_cast<float*>(base) + index, out);
+    }
+  }
+  const RawVec<kVec> rounded = from_floats(x, dtype);
+  store_raw(base, index, dtype, rounded);
+  to_floats(rounded, dtype, x);
+}
+
 }  // namespace mambaquant::cuda

@@ -75,9 +75,13 @@ struct PlainSource {
   __device__ PlainSource stored() const { return *this; }
 };
 
-// for_each(f) calls f(values, offset) for each vector of the thread. The first pass over a row must be
-// for_each_first, which is where a MemoryRow uses the source itself.
-template <int32_t kVecWidth, int32_t kVectors>
+// for_each(f) calls f(values, offset) for each vector of the thread. What f writes to the values stays in
+// a RegisterRow and is lost in a MemoryRow. The first pass over a row must be for_each_first, which is
+// where a MemoryRow uses the source itself.
+//
+// kIsFull: the row is exactly blockDim.x * kValues long, so that nothing needs a comparison. Without it a
+// vector costs two or three instructions more in each pass.
+template <int32_t kVecWidth, int32_t kVectors, bool kIsFull>
 class RegisterRow {
  public:
   static constexpr int32_t kVec = kVecWidth;
@@ -91,27 +95,29 @@ class RegisterRow {
     typename Source::template Fetched<kVec> fetched[kVectors];
 #pragma unroll
     for (int32_t v = 0; v < kVectors; ++v) {
-      if (v * step_ < left_) fetched[v] = source.template fetch<kVec>(v * step_);
+      if (holds(v)) fetched[v] = source.template fetch<kVec>(v * step_);
     }
 #pragma unroll
     for (int32_t v = 0; v < kVectors; ++v) {
-      if (v * step_ < left_) source.take(fetched[v], v * step_, values_[v]);
+      if (holds(v)) source.take(fetched[v], v * step_, values_[v]);
     }
   }
 
   template <typename F>
-  __device__ void for_each_first(const F& f) const {
+  __device__ void for_each_first(const F& f) {
     for_each(f);
   }
   template <typename F>
-  __device__ void for_each(const F& f) const {
+  __device__ void for_each(const F& f) {
 #pragma unroll
     for (int32_t v = 0; v < kVectors; ++v) {
-      if (v * step_ < left_) f(values_[v], v * step_);
+      if (holds(v)) f(values_[v], v * step_);
     }
   }
 
  private:
+  __device__ bool holds(int32_t v) const { return kIsFull || v * step_ < left_; }
+
   int32_t left_;  // elements from the thread's first one to the row's end
   int32_t step_;
   float values_[kVectors][kVec];
