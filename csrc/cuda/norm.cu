@@ -38,19 +38,21 @@ int64_t parameter_bytes(const NormQuantizeParams& p) {
   return p.dim * 4 * ((p.weight != nullptr ? 1 : 0) + (p.bias != nullptr ? 1 : 0));
 }
 
-// A block a multiprocessor, which fills it; or fewer where the copies of weight and bias would be more than a
-// twentieth of all bytes. Two thirds of the multiprocessors still draw all of the memory's bandwidth.
+// A block a multiprocessor, which fills it. For RMSNorm fewer where the copies of weight would be more than a
+// twentieth of all bytes, down to two thirds, which still draw all of the memory's bandwidth (2 of 4
+// instructions a cycle for float16). LayerNorm, with twice the instructions, needs them all.
 int64_t most_blocks(const NormQuantizeParams& p) {
   const int64_t processors = larger(multiprocessor_count(), 1);
-  const int64_t parameters = larger(parameter_bytes(p), 1);
-  const int64_t cheap = p.tokens * bytes_per_token(p) / (20 * parameters);
+  if (p.subtract_mean || p.weight == nullptr) return processors;
+  const int64_t cheap = p.tokens * bytes_per_token(p) / (20 * parameter_bytes(p) + 1);
   return larger(smaller(cheap, processors), ceil_div(2 * processors, 3));
 }
 
 // Shared memory that a block may have beside what the kernel declares.
 int64_t dynamic_shared_limit() {
-  constexpr int64_t kPartialBytes = RowGroup::kPartials * static_cast<int64_t>(sizeof(float));
-  return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kPartialBytes;
+  constexpr int64_t kDeclared = 4096;
+  static_assert(RowGroup::kPartials * sizeof(float) + 16 <= kDeclared);
+  return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kDeclared;
 }
 
 template <typename Row, bool kSubtractMean>
