@@ -1,4 +1,6 @@
 // Launcher of causal_conv1d_quantize.
+#include <algorithm>
+
 #include "cuda/common/launch.h"
 #include "cuda/conv1d_kernel.cuh"
 
@@ -7,14 +9,12 @@ namespace mambaquant::cuda {
 namespace {
 
 constexpr int64_t kMaxGridY = 65535;
-// Tokens of a chunk: enough to pay for the tokens before it, few enough to leave work for other warps.
+// Tokens of one sequence that a warp walks: enough to pay for the tokens before them, few enough that large
+// work still comes in more blocks than there are multiprocessors.
 constexpr int64_t kMinChunk = kTokensInFlight;
-constexpr int64_t kMaxChunk = 128;
+constexpr int64_t kMaxShare = 128;
 // A token of an update moves 8 bytes a channel and the parameters 24: with 60 tokens a block they cost 5 %.
-constexpr int64_t kMinTokens = 5;  // of a warp
-
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr int64_t kMinShare = 5;
 
 bool fits(const CausalConv1dQuantizeParams& p, int64_t vec) {
   return p.dim % vec == 0 && is_aligned(p.x, p.x_stride_token, vec) &&
@@ -22,28 +22,30 @@ bool fits(const CausalConv1dQuantizeParams& p, int64_t vec) {
          is_aligned(p.initial_state, 0, vec) && is_aligned(p.final_state, 0, vec);
 }
 
-// Cuts batch * seqlen tokens so that every multiprocessor gets a block of kConvWarps warps if there is
-// work for it, and a warp no more than kMaxChunk tokens of one sequence.
+// Cuts the batch so that every multiprocessor gets a block of kConvWarps warps, if there is so much work:
+// long sequences into chunks, a chunk a warp; short ones whole, several a warp.
 ConvPlan make_plan(const CausalConv1dQuantizeParams& p, int64_t tiles) {
-  const int64_t warps = larger(multiprocessor_count(), 1) * kConvWarps;
-  const int64_t share = larger(ceil_div(p.batch * p.seqlen * tiles, warps), 1);  // tokens a warp
-  ConvPlan plan;
-  plan.tokens_per_chunk = p.seqlen;
+  const int64_t warps = std::max<int64_t>(multiprocessor_count(), 1) * kConvWarps;
+  // Tokens a warp.
+  const int64_t share =
+      std::clamp<int64_t>(ceil_div(p.batch * p.seqlen * tiles, warps), 1, kMaxShare);
+  const int64_t chunk = std::max(share, kMinChunk);
   // In place, a sequence's last chunk would overwrite what its first one reads.
   const bool in_place = p.initial_state == p.final_state;
-  if (!in_place && p.seqlen > larger(share, kMinChunk)) {
-    const int64_t wanted = smaller(larger(share, kMinChunk), kMaxChunk);
-    const int64_t rounded = (wanted + kTokensInFlight / 2) / kTokensInFlight * kTokensInFlight;
-    plan.tokens_per_chunk = rounded;
-    plan.chunks = ceil_div(p.seqlen, rounded);
+  ConvPlan plan;
+  plan.tokens_per_chunk = p.seqlen;
+  if (p.seqlen > chunk && !in_place) {
+    plan.tokens_per_chunk = (chunk + kTokensInFlight / 2) / kTokensInFlight * kTokensInFlight;
+    plan.chunks = ceil_div(p.seqlen, plan.tokens_per_chunk);
   } else if (p.seqlen > 0) {
-    const int64_t balanced = ceil_div(p.batch, kConvWarps);
-    plan.pieces_per_warp = larger(share, smaller(kMinTokens, balanced * p.seqlen)) / p.seqlen;
-    plan.pieces_per_warp = larger(plan.pieces_per_warp, 1);
+    // One block suffices for a small batch; a larger one gives warps kMinShare tokens at least.
+    const int64_t one_block = ceil_div(p.batch, kConvWarps) * p.seqlen;
+    const int64_t tokens = std::max(share, std::min(kMinShare, one_block));
+    plan.pieces_per_warp = std::max<int64_t>(tokens / p.seqlen, 1);
   }
   plan.pieces = p.batch * plan.chunks;
-  const int64_t needed = ceil_div(plan.pieces, kMaxGridY * kConvWarps);
-  plan.pieces_per_warp = larger(plan.pieces_per_warp, needed);
+  const int64_t least = ceil_div(plan.pieces, kMaxGridY * kConvWarps);
+  plan.pieces_per_warp = std::max(plan.pieces_per_warp, least);
   return plan;
 }
 

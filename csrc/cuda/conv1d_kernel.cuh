@@ -6,10 +6,11 @@
 // permutation and one dp4a with the taps, which are packed alike (taps before a width below 4 are 0).
 // The sum starts from the bits of 1.5 * 2^23 and so comes out as a float, without a conversion.
 //
-// Bound: bytes, and close to it the special function unit. An element moves 2 bytes and takes 15
-// instructions, of which 2 (ex2 and rcp of SiLU) run at a sixteenth of a warp a cycle. Parameters are 24
-// bytes a channel, read once a block through shared memory: they cost 12 / tokens of a block of the
-// element bytes, and the width - 1 tokens that a chunk reads before its own cost 1.5 / tokens of it.
+// Bound: bytes. An element moves 2 of them and takes 17 instructions, of which 2 (ex2 and rcp of SiLU)
+// run at 16 lanes a cycle and multiprocessor. An A100 can move 5 elements a cycle and multiprocessor,
+// issue the instructions of 7 and the special functions of 8. Parameters are 24 bytes a channel, read once
+// a block through shared memory: 12 / (tokens of a block) of the elements' bytes; the width - 1 tokens
+// that a chunk reads before its own are 1.5 / (tokens of the chunk) of them.
 #pragma once
 
 #include "cuda/common/math.cuh"

@@ -1,15 +1,12 @@
 // Launcher of norm_quantize.
+#include <algorithm>
+
 #include "cuda/common/launch.h"
 #include "cuda/norm_kernel.cuh"
 
 namespace mambaquant::cuda {
 
 namespace {
-
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
-int64_t element_size(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
 
 bool fits(const NormQuantizeParams& p, int64_t vec) {
   const int64_t x_size = element_size(p.x_dtype), residual_size = element_size(p.residual_dtype);
@@ -42,10 +39,10 @@ int64_t parameter_bytes(const NormQuantizeParams& p) {
 // twentieth of all bytes, down to two thirds, which still draw all of the memory's bandwidth (2 of 4
 // instructions a cycle for float16). LayerNorm, with twice the instructions, needs them all.
 int64_t most_blocks(const NormQuantizeParams& p) {
-  const int64_t processors = larger(multiprocessor_count(), 1);
+  const int64_t processors = std::max<int64_t>(multiprocessor_count(), 1);
   if (p.subtract_mean || p.weight == nullptr) return processors;
   const int64_t cheap = p.tokens * bytes_per_token(p) / (20 * parameter_bytes(p) + 1);
-  return larger(smaller(cheap, processors), ceil_div(2 * processors, 3));
+  return std::max<int64_t>(std::min<int64_t>(cheap, processors), ceil_div(2 * processors, 3));
 }
 
 // Shared memory that a block may have beside what the kernel declares.
@@ -59,9 +56,10 @@ template <typename Row, bool kSubtractMean>
 Status launch_kernel(const NormQuantizeParams& p, int64_t threads, Stream stream) {
   // Rows go to other blocks first and share one after that.
   int64_t rows = kMaxNormThreads<Row> / threads;
-  if (threads > kWarpSize) rows = smaller(rows, kMaxGroupsWithBarrier);
-  rows = larger(smaller(rows, ceil_div(p.tokens, larger(multiprocessor_count(), 1))), 1);
-  const int64_t blocks = smaller(ceil_div(p.tokens, rows), most_blocks(p));
+  if (threads > kWarpSize) rows = std::min<int64_t>(rows, kMaxGroupsWithBarrier);
+  rows = std::max<int64_t>(
+      std::min<int64_t>(rows, ceil_div(p.tokens, std::max<int64_t>(multiprocessor_count(), 1))), 1);
+  const int64_t blocks = std::min<int64_t>(ceil_div(p.tokens, rows), most_blocks(p));
   const int64_t shared_bytes = Row::kInRegisters ? parameter_bytes(p) : 0;
   const auto kernel = norm_quantize_kernel<Row, kSubtractMean>;
   const Status allowed = allow_shared_memory(kernel, shared_bytes);
@@ -81,7 +79,8 @@ Status launch(const NormQuantizeParams& p, int64_t threads, Stream stream) {
 // weight and bias do not fit shared memory.
 template <typename Row>
 int64_t threads_for(const NormQuantizeParams& p) {
-  const int64_t threads = larger(ceil_div(p.dim, Row::kValues * kWarpSize), 1) * kWarpSize;
+  const int64_t threads =
+      std::max<int64_t>(ceil_div(p.dim, Row::kValues * kWarpSize), 1) * kWarpSize;
   const bool fits = threads <= kMaxNormThreads<Row> && parameter_bytes(p) <= dynamic_shared_limit();
   return fits ? threads : 0;
 }

@@ -37,14 +37,14 @@ struct NormSource {
   };
 
   __device__ NormSource(const NormQuantizeParams& p, int64_t token, int64_t column)
-      : x(at(p.x, token * p.x_stride_token + column, p.x_dtype)),
+      : x(advance(p.x, token * p.x_stride_token + column, p.x_dtype)),
         residual(nullptr),
         out(nullptr),
         x_dtype(p.x_dtype),
         residual_dtype(p.residual_dtype) {
     if (p.residual == nullptr) return;
-    residual = at(p.residual, token * p.residual_stride_token + column, residual_dtype);
-    out = const_cast<void*>(at(p.residual_out, token * p.dim + column, residual_dtype));
+    residual = advance(p.residual, token * p.residual_stride_token + column, residual_dtype);
+    out = advance(p.residual_out, token * p.dim + column, residual_dtype);
   }
 
   template <int32_t kVec>
@@ -66,11 +66,6 @@ struct NormSource {
   }
   __device__ PlainSource stored() const {
     return residual == nullptr ? PlainSource{x, x_dtype} : PlainSource{out, residual_dtype};
-  }
-
- private:
-  __device__ static const void* at(const void* base, int64_t elements, DType dtype) {
-    return static_cast<const char*>(base) + elements * (dtype == DType::kF32 ? 4 : 2);
   }
 };
 

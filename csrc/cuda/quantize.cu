@@ -1,4 +1,6 @@
 // Launchers of quantize and dequantize.
+#include <algorithm>
+
 #include "cuda/common/launch.h"
 #include "cuda/quantize_kernel.cuh"
 
@@ -7,11 +9,6 @@ namespace mambaquant::cuda {
 namespace {
 
 constexpr int64_t kMaxGridY = 65535;
-
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
-int64_t element_size(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
 
 // Calls body(IntTag<elements of a vector>): as wide as 16 bytes of the float side, or narrower where width,
 // strides and starts of the matrices ask for it.
@@ -47,7 +44,7 @@ Status launch_rows(const typename Op::Params& p, Stream stream) {
   while (threads < kQuantizeThreads && threads * kVectorsInFlight < vectors) threads *= 2;
   const int64_t rows = kQuantizeThreads / threads;
   const dim3 grid(static_cast<uint32_t>(ceil_div(vectors, threads * kVectorsInFlight)),
-                  static_cast<uint32_t>(smaller(ceil_div(p.tokens, rows), kMaxGridY)));
+                  static_cast<uint32_t>(std::min<int64_t>(ceil_div(p.tokens, rows), kMaxGridY)));
   const dim3 block(static_cast<uint32_t>(threads), static_cast<uint32_t>(rows));
   scale_rows_kernel<Op><<<grid, block, 0, to_cuda(stream)>>>(p);
   return check_launch();
@@ -67,7 +64,7 @@ struct TileGrid {
            tiles * ceil_div(tokens, tokens_per_block) < enough) {
       tokens_per_block /= 2;
     }
-    tokens_per_block = larger(tokens_per_block, ceil_div(tokens, kMaxGridY));
+    tokens_per_block = std::max<int64_t>(tokens_per_block, ceil_div(tokens, kMaxGridY));
     grid = dim3(static_cast<uint32_t>(tiles),
                 static_cast<uint32_t>(ceil_div(tokens, tokens_per_block)));
   }
@@ -131,7 +128,7 @@ Status quantize_tokens(const QuantizeParams& p, Stream stream) {
   return with_vector_width(p, [&](auto vec) {
     constexpr auto kVec = static_cast<int32_t>(decltype(vec)::value);
     constexpr int32_t kVectors = kTokenValues / kVec;
-    const int64_t warps = larger(ceil_div(p.dim, kTokenValues * kWarpSize), 1);
+    const int64_t warps = std::max<int64_t>(ceil_div(p.dim, kTokenValues * kWarpSize), 1);
     const int64_t threads = warps * kWarpSize;
     if (threads > kMaxTokenThreads) {
       return launch_tokens<MemoryRow<kVec, PlainSource>>(p, kMaxTokenThreads, stream);

@@ -50,17 +50,16 @@ struct QuantizeOp {
   static constexpr int32_t kVec = kVecWidth;
   using Loaded = RawVec<kVec>;
 
-  const char* x;
-  int8_t* q;
   DType dtype;
+  const void* x;
+  int8_t* q;
   float qmin;
 
   __device__ QuantizeOp(const Params& p, int64_t token, int64_t column)
-      : q(p.q + token * p.dim + column), dtype(dtype_of_vectors<kVec>(p.x_dtype)) {
-    const int64_t element_size = dtype == DType::kF32 ? 4 : 2;
-    x = static_cast<const char*>(p.x) + (token * p.x_stride_token + column) * element_size;
-    qmin = static_cast<float>(p.zero_point == nullptr ? kQMinSymmetric : kQMinAsymmetric);
-  }
+      : dtype(dtype_of_vectors<kVec>(p.x_dtype)),
+        x(advance(p.x, token * p.x_stride_token + column, dtype)),
+        q(p.q + token * p.dim + column),
+        qmin(static_cast<float>(p.zero_point == nullptr ? kQMinSymmetric : kQMinAsymmetric)) {}
   __device__ static float factor(float scale) { return inverse(scale); }
   __device__ Loaded load(int32_t offset) const { return load_raw<kVec>(x, offset, dtype); }
   template <typename Grid>
@@ -82,15 +81,14 @@ struct DequantizeOp {
   static constexpr int32_t kVec = kVecWidth;
   using Loaded = Vec<int8_t, kVec>;
 
-  const int8_t* q;
-  char* x;
   DType dtype;
+  const int8_t* q;
+  void* x;
 
   __device__ DequantizeOp(const Params& p, int64_t token, int64_t column)
-      : q(p.q + token * p.q_stride_token + column), dtype(dtype_of_vectors<kVec>(p.x_dtype)) {
-    const int64_t element_size = dtype == DType::kF32 ? 4 : 2;
-    x = static_cast<char*>(p.x) + (token * p.dim + column) * element_size;
-  }
+      : dtype(dtype_of_vectors<kVec>(p.x_dtype)),
+        q(p.q + token * p.q_stride_token + column),
+        x(advance(p.x, token * p.dim + column, dtype)) {}
   __device__ static float factor(float scale) { return scale; }
   __device__ Loaded load(int32_t offset) const { return load_vec<kVec>(q + offset); }
   template <typename Grid>
@@ -205,22 +203,22 @@ __global__ void __launch_bounds__(kQuantizeThreads)
   const Tile tile(p.tokens, tokens_per_block, kVec);
   const DType dtype = dtype_of_vectors<kVec>(p.x_dtype);
   float amax[kVec] = {};
+  // Lanes beyond the last column stay for the barrier.
+  const bool has_columns = tile.column < p.dim;
   tile.walk([&](int64_t token, int32_t count) {
     RawVec<kVec> loaded[kVectorsInFlight];
 #pragma unroll
     for (int32_t v = 0; v < kVectorsInFlight; ++v) {
-      if (v < count && tile.column < p.dim) {
-        loaded[v] = QuantizeOp<kVec>(p, token + v * kTileWarps, tile.column).load(0);
-      }
+      if (!has_columns || v >= count) continue;
+      loaded[v] = QuantizeOp<kVec>(p, token + v * kTileWarps, tile.column).load(0);
     }
 #pragma unroll
     for (int32_t v = 0; v < kVectorsInFlight; ++v) {
+      if (!has_columns || v >= count) continue;
       float x[kVec];
-      if (v < count && tile.column < p.dim) to_floats(loaded[v], dtype, x);
+      to_floats(loaded[v], dtype, x);
 #pragma unroll
-      for (int32_t i = 0; i < kVec; ++i) {
-        if (v < count && tile.column < p.dim) amax[i] = fmaxf(amax[i], fabsf(x[i]));
-      }
+      for (int32_t i = 0; i < kVec; ++i) amax[i] = fmaxf(amax[i], fabsf(x[i]));
     }
   });
 #pragma unroll

@@ -11,6 +11,17 @@
 
 namespace mambaquant::cuda {
 
+__host__ __device__ constexpr int64_t element_size(DType dtype) {
+  return dtype == DType::kF32 ? 4 : 2;
+}
+// `elements` beyond `base`.
+__device__ inline const void* advance(const void* base, int64_t elements, DType dtype) {
+  return static_cast<const char*>(base) + elements * element_size(dtype);
+}
+__device__ inline void* advance(void* base, int64_t elements, DType dtype) {
+  return static_cast<char*>(base) + elements * element_size(dtype);
+}
+
 // Bits of kVec elements: 8 of 16 bits, or up to 4 of either width.
 template <int32_t kVec>
 struct RawVec {
@@ -18,7 +29,7 @@ struct RawVec {
   uint32_t words[kVec == 8 ? 4 : kVec];
 };
 
-// Whether vectors of kVec elements of this dtype exist.
+// Whether a vector of kVec elements holds floats: one of 8 never does.
 template <int32_t kVec>
 __host__ __device__ constexpr bool is_float32(DType dtype) {
   return kVec <= 4 && dtype == DType::kF32;
@@ -86,10 +97,12 @@ __device__ inline uint32_t pack_bfloat162(float x, float y) {
 
 template <int32_t kVec>
 __device__ inline void to_floats(const RawVec<kVec>& raw, DType dtype, float (&out)[kVec]) {
-  if (is_float32<kVec>(dtype)) {
+  if constexpr (kVec <= 4) {
+    if (is_float32<kVec>(dtype)) {
 #pragma unroll
-    for (int32_t i = 0; i < kVec; ++i) out[i] = __uint_as_float(raw.words[kVec == 8 ? 0 : i]);
-    return;
+      for (int32_t i = 0; i < kVec; ++i) out[i] = __uint_as_float(raw.words[i]);
+      return;
+    }
   }
   const bool is_half = dtype == DType::kF16;
   if constexpr (kVec == 1) {
@@ -115,16 +128,21 @@ __device__ inline void to_floats(const RawVec<kVec>& raw, DType dtype, float (&o
 template <int32_t kVec>
 __device__ inline RawVec<kVec> from_floats(const float (&x)[kVec], DType dtype) {
   RawVec<kVec> raw;
-  if (is_float32<kVec>(dtype)) {
+  if constexpr (kVec <= 4) {
+    if (is_float32<kVec>(dtype)) {
 #pragma unroll
-    for (int32_t i = 0; i < kVec; ++i) raw.words[kVec == 8 ? 0 : i] = __float_as_uint(x[i]);
-    return raw;
+      for (int32_t i = 0; i < kVec; ++i) raw.words[i] = __float_as_uint(x[i]);
+      return raw;
+    }
   }
   const bool is_half = dtype == DType::kF16;
+  if constexpr (kVec == 1) {
+    raw.words[0] = is_half ? pack_half2(x[0], 0.0f) : pack_bfloat162(x[0], 0.0f);
+  } else {
 #pragma unroll
-  for (int32_t i = 0; i < kVec; i += 2) {
-    const float second = kVec == 1 ? 0.0f : x[kVec == 1 ? 0 : i + 1];
-    raw.words[i / 2] = is_half ? pack_half2(x[i], second) : pack_bfloat162(x[i], second);
+    for (int32_t i = 0; i < kVec; i += 2) {
+      raw.words[i / 2] = is_half ? pack_half2(x[i], x[i + 1]) : pack_bfloat162(x[i], x[i + 1]);
+    }
   }
   return raw;
 }
