@@ -8,7 +8,7 @@
 // weight and bias, 4 bytes a column each, would cost as much again if each row fetched them: a block
 // keeps them in shared memory and walks over many rows, its groups each at a row of their own.
 //
-// An element takes 5 instructions of rounding, 1 to 3 of normalising, 1 (RMSNorm) or 3 of measuring, 1 of
+// An element takes 5 instructions of rounding and packing, 1 to 3 of normalising, 1 (RMSNorm) or 3 of measuring, 1 of
 // max|y| (which a static scale computes too, and drops), and 1 for converting 16 bits.
 // Registers: at most 96 for 640 threads a block, 128 for the 512 threads that hold 24 elements.
 #pragma once
