@@ -94,13 +94,19 @@ def norm_cases() -> Iterator[SimCase]:
     """Norm, residual add and quantize."""
     for label, dtype in DTYPES.items():
         for hidden in (M130.hidden, M2800.hidden):
-            for op in ("rmsnorm_quantize", "layernorm_quantize"):
-                x = torch.randn(TOKENS, hidden).to(dtype)
-                given = {"x": x, "weight": torch.ones(hidden), "scale": torch.tensor([0.05])}
-                shape = f"{TOKENS}x{hidden} {label}"
-                yield _case(op, f"{shape} static", given, x.numel(), ONE_PASS)
-                given = {"x": x, "weight": torch.ones(hidden), "residual": torch.randn_like(x)}
-                yield _case(op, f"{shape} residual, dynamic", given, x.numel(), ONE_PASS)
+            # Each block fetches weight and bias once. Of the few rows of a short prompt every
+            # multiprocessor gets some, and what a block fetches is more of its bytes.
+            for tokens, limits in ((TOKENS, {}), (4 * TOKENS, ONE_PASS)):
+                x = torch.randn(tokens, hidden).to(dtype)
+                shape = f"{tokens}x{hidden} {label}"
+                for op in ("rmsnorm_quantize", "layernorm_quantize"):
+                    given = {"x": x, "weight": torch.ones(hidden)}
+                    if op == "layernorm_quantize":
+                        given["bias"] = torch.randn(hidden)
+                    static = {**given, "scale": torch.tensor([0.05])}
+                    yield _case(op, f"{shape} static", static, x.numel(), limits)
+                    added = {**given, "residual": torch.randn_like(x)}
+                    yield _case(op, f"{shape} residual, dynamic", added, x.numel(), limits)
 
 
 def hadamard_cases() -> Iterator[SimCase]:
