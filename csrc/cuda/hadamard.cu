@@ -14,15 +14,17 @@ namespace {
 template <typename... Shapes>
 struct ShapeList {};
 
-// kOrder, kExtraLog, kColumns, smallest and largest b, rounds. The columns are as many as kValues allows;
+// kOrder, kExtraLog, kColumns, smallest and largest b, rounds, registers. The columns are as many as kValues allows;
 // the last sizes of 28, 52 and 60 exceed the shared memory of a block and come in two rounds.
-using AllShapes = ShapeList<
-    HadamardShape<1, 0, 4, 0, 1>, HadamardShape<1, 2, 4, 0, 6>, HadamardShape<1, 4, 4, 5, 10>,
-    HadamardShape<1, 5, 2, 10, 10, 2>, HadamardShape<12, 0, 4, 0, 10>,
-    HadamardShape<12, 1, 2, 10, 10>, HadamardShape<20, 0, 4, 0, 10>, HadamardShape<28, 0, 2, 0, 9>,
-    HadamardShape<28, 0, 2, 10, 10, 2>, HadamardShape<36, 0, 2, 0, 9>,
-    HadamardShape<44, 0, 2, 0, 9>, HadamardShape<52, 0, 1, 0, 8>, HadamardShape<52, 0, 1, 9, 9, 2>,
-    HadamardShape<60, 0, 1, 0, 8>, HadamardShape<60, 0, 1, 9, 9, 2>>;
+using AllShapes =
+    ShapeList<HadamardShape<1, 0, 4, 0, 1>, HadamardShape<1, 2, 4, 0, 6>,
+              HadamardShape<1, 4, 4, 5, 10>, HadamardShape<1, 5, 2, 10, 10, 2>,
+              HadamardShape<12, 0, 4, 0, 10>, HadamardShape<12, 1, 2, 10, 10>,
+              HadamardShape<20, 0, 2, 0, 7>, HadamardShape<20, 0, 4, 8, 10>,
+              HadamardShape<28, 0, 2, 0, 9>, HadamardShape<28, 0, 2, 10, 10, 2>,
+              HadamardShape<36, 0, 2, 0, 9>, HadamardShape<44, 0, 2, 0, 9, 1, 255>,
+              HadamardShape<52, 0, 1, 0, 8>, HadamardShape<52, 0, 1, 9, 9, 2>,
+              HadamardShape<60, 0, 1, 0, 8, 1, 255>, HadamardShape<60, 0, 1, 9, 9, 2>>;
 
 template <typename Shape>
 Status launch_shape(const HadamardParams& p, int32_t row_log, Stream stream) {

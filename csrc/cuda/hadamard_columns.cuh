@@ -13,7 +13,7 @@ struct ColumnPlace {
 
   __device__ explicit ColumnPlace(int32_t row_log) {
     const int32_t log = row_log > Shape::kColumnsLog ? row_log - Shape::kColumnsLog : 0;
-    token = static_cast<int32_t>(threadIdx.x) >> log;
+    token = Shape::one_token() ? 0 : static_cast<int32_t>(threadIdx.x) >> log;
     column = (static_cast<int32_t>(threadIdx.x) & ((1 << log) - 1)) * Shape::kColumns;
   }
 };
@@ -62,7 +62,7 @@ consteval int32_t index_of_base(int64_t order) {
   }
 }
 
-// H_m^T = H_m, or H_m^T = 2 I - H_m: x H^T costs a subtraction more than x H, and no second table.
+// H_m^T = H_m, or H_m^T = 2 I - H_m: the code of x H_m serves x H_m^T too, for a second look at the tile.
 consteval bool is_symmetric_base(int64_t order) {
   const HadamardBase& base = kHadamardBases[index_of_base(order)];
   for (int64_t r = 0; r < order; ++r) {
@@ -102,19 +102,20 @@ __device__ inline void add_group(float a, float b, float c, float d, float* acc)
 // Rows kFirst .. kEnd - 1 from the tile, whose first row is kFirst. acc[row][column] holds x H_m of the
 // blocks so far, or the rows themselves where there is no base.
 template <typename Shape, int32_t kFirst, int32_t kEnd, int32_t kRow = kFirst>
-__device__ inline void take_rows(const ColumnReader<Shape>& reader, bool is_transposed,
-                                 float* acc) {
+__device__ inline void take_rows(const ColumnReader<Shape>& reader, float* acc) {
   constexpr int32_t kColumns = Shape::kColumns, kBlockRows = 1 << Shape::kExtraLog;
   if constexpr (kRow >= kEnd) {
     return;
   } else if constexpr (Shape::kOrder == 1) {
     reader.template load<kRow - kFirst>(acc + kRow * kColumns);
-    take_rows<Shape, kFirst, kEnd, kRow + 1>(reader, is_transposed, acc);
+    take_rows<Shape, kFirst, kEnd, kRow + 1>(reader, acc);
   } else {
     // Row h of blocks 4 g .. 4 g + 3.
     constexpr int32_t kGroup = kRow / kBlockRows / 4, kHigh = kRow % kBlockRows;
     constexpr int32_t kLocal = kRow - kFirst;
     float in[4][kColumns];
+    __syncwarp();  // or the compiler moves later groups' loads up, and spills
+
     reader.template load<kLocal>(in[0]);
     reader.template load<kLocal + kBlockRows>(in[1]);
     reader.template load<kLocal + 2 * kBlockRows>(in[2]);
@@ -124,16 +125,29 @@ __device__ inline void take_rows(const ColumnReader<Shape>& reader, bool is_tran
       add_group<Shape::kOrder, kGroup, kBlockRows * kColumns>(in[0][c], in[1][c], in[2][c],
                                                               in[3][c], acc + kHigh * kColumns + c);
     }
-    if (!is_symmetric_base(Shape::kOrder) && is_transposed) {
-      static_assert(is_symmetric_base(Shape::kOrder) || is_skew_base(Shape::kOrder));
-#pragma unroll
-      for (int32_t i = 0; i < 4 * kColumns; ++i) {
-        float* target = acc + (kRow + i / kColumns * kBlockRows) * kColumns + i % kColumns;
-        *target = fmaf(-2.0f, in[i / kColumns][i % kColumns], *target);
-      }
-    }
     constexpr int32_t kNext = kHigh + 1 < kBlockRows ? kRow + 1 : kRow + 1 + 3 * kBlockRows;
-    take_rows<Shape, kFirst, kEnd, kNext>(reader, is_transposed, acc);
+    take_rows<Shape, kFirst, kEnd, kNext>(reader, acc);
+  }
+}
+
+// Whether x H^T is made from x H.
+template <typename Shape>
+inline constexpr bool kHasSkewBase = Shape::kOrder > 1 && !is_symmetric_base(Shape::kOrder);
+
+// acc - 2 x for rows kFirst .. kEnd - 1, of which x is still in the tile.
+template <typename Shape, int32_t kFirst, int32_t kEnd, int32_t kRow = kFirst>
+__device__ inline void subtract_rows_twice(const ColumnReader<Shape>& reader, float* acc) {
+  static_assert(is_skew_base(Shape::kOrder));
+  if constexpr (kRow < kEnd) {
+    float in[Shape::kColumns];
+    if (kRow % 4 == 0) __syncwarp();  // as in take_rows
+    reader.template load<kRow - kFirst>(in);
+#pragma unroll
+    for (int32_t c = 0; c < Shape::kColumns; ++c) {
+      float* target = acc + kRow * Shape::kColumns + c;
+      *target = fmaf(-2.0f, in[c], *target);
+    }
+    subtract_rows_twice<Shape, kFirst, kEnd, kRow + 1>(reader, acc);
   }
 }
 
@@ -148,9 +162,8 @@ __device__ inline void finish_columns(bool is_transposed, float* acc) {
       butterflies<kBlock, kColumns>(acc + first);
     }
   }
-  if constexpr (Shape::kOrder > 1) {
-    // x (2 I - H_m) from x H_m - 2 x.
-    if (!is_symmetric_base(Shape::kOrder) && is_transposed) {
+  if constexpr (kHasSkewBase<Shape>) {
+    if (is_transposed) {  // 2 x - x H_m, as a negated difference
 #pragma unroll
       for (int32_t i = 0; i < Shape::kValues; ++i) acc[i] = 0.0f - acc[i];
     }

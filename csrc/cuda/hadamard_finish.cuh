@@ -23,19 +23,64 @@ __device__ inline float token_amax(float amax, int32_t threads_per_token, float*
                                                                               : 0.0f);
 }
 
-// Vectors of kColumns results.
-template <typename Shape, typename OutputT>
-__device__ inline Vec<OutputT, Shape::kColumns> scaled(const float* v, float factor) {
-  Vec<OutputT, Shape::kColumns> out;
+template <int32_t kColumns>
+__device__ inline void store_quantized(const float* v, float factor, int8_t* out) {
+  uint32_t q[kColumns];
 #pragma unroll
-  for (int32_t c = 0; c < Shape::kColumns; ++c) {
-    if constexpr (sizeof(OutputT) == 1) {
-      out[c] = quantize_symmetric(v[c], factor);
+  for (int32_t c = 0; c < kColumns; ++c) q[c] = quantize_symmetric_bits(v[c], factor);
+  if constexpr (kColumns == 4) {
+    const uint32_t low = __byte_perm(q[0], q[1], 0x0040), high = __byte_perm(q[2], q[3], 0x0040);
+    *reinterpret_cast<uint32_t*>(out) = __byte_perm(low, high, 0x5410);
+  } else if constexpr (kColumns == 2) {
+    *reinterpret_cast<uint16_t*>(out) = static_cast<uint16_t>(__byte_perm(q[0], q[1], 0x0040));
+  } else {
+    *out = static_cast<int8_t>(q[0]);
+  }
+}
+
+// v[c] * factor as OutputT: kWords words of one or two results each.
+template <typename OutputT, int32_t kWords>
+__device__ inline void scaled_words(const float* v, float factor, uint32_t* words) {
+#pragma unroll
+  for (int32_t i = 0; i < kWords; ++i) {
+    if constexpr (std::is_same_v<OutputT, float>) {
+      words[i] = __float_as_uint(__fmul_rn(v[i], factor));
     } else {
-      out[c] = from_float<OutputT>(__fmul_rn(v[c], factor));
+      const float a = __fmul_rn(v[2 * i], factor), b = __fmul_rn(v[2 * i + 1], factor);
+      if constexpr (std::is_same_v<OutputT, __half>) {
+        const __half2 pair = __floats2half2_rn(a, b);
+        words[i] = reinterpret_cast<const uint32_t&>(pair);
+      } else {
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
+        words[i] = reinterpret_cast<const uint32_t&>(pair);
+      }
     }
   }
-  return out;
+}
+
+enum class Target { kGlobal, kShared };
+
+// A row of a thread's results. To global memory by the intrinsic, which is one instruction: the compiler
+// takes apart most of a run of vector stores there.
+template <int32_t kColumns, Target kTarget, typename OutputT>
+__device__ inline void store_scaled(const float* v, float factor, OutputT* out) {
+  constexpr int32_t kWords = kColumns * static_cast<int32_t>(sizeof(OutputT)) / 4;
+  if constexpr (sizeof(OutputT) == 1) {
+    store_quantized<kColumns>(v, factor, out);
+  } else if constexpr (kWords == 0) {
+    *out = from_float<OutputT>(__fmul_rn(*v, factor));
+  } else {
+    Vec<uint32_t, kWords> words;
+    scaled_words<OutputT, kWords>(v, factor, words.data);
+    auto* destination = reinterpret_cast<uint32_t*>(out);
+    if constexpr (kTarget == Target::kGlobal && kWords == 4) {
+      __stwb(reinterpret_cast<uint4*>(out), make_uint4(words[0], words[1], words[2], words[3]));
+    } else if constexpr (kTarget == Target::kGlobal && kWords == 2) {
+      __stwb(reinterpret_cast<uint2*>(out), make_uint2(words[0], words[1]));
+    } else {
+      store_vec(destination, words);
+    }
+  }
 }
 
 // To global memory. A warp's store covers whole sectors where a row has 32 bytes.
@@ -44,7 +89,8 @@ __device__ inline void store_columns(const float* acc, float factor, int32_t row
                                      OutputT* out) {
 #pragma unroll
   for (int32_t row = 0; row < Shape::kRows; ++row) {
-    store_vec(out + (row << row_log), scaled<Shape, OutputT>(acc + row * Shape::kColumns, factor));
+    store_scaled<Shape::kColumns, Target::kGlobal>(acc + row * Shape::kColumns, factor, out);
+    out += 1 << row_log;  // step by step: kRows addresses would not fit in registers
   }
 }
 
@@ -61,15 +107,21 @@ template <typename Shape, typename StagedT>
 __device__ inline void stage_columns(const float* acc, float factor, int32_t row_log,
                                      const ColumnPlace<Shape>& place, StagedT* tile) {
   const int32_t mix = Shape::kRows == 1 ? 0 : staged_row_mix<StagedT>(place.token, row_log);
-  StagedT* first = tile + (place.token * Shape::kRows << row_log) + place.column;
+  StagedT* first[4];
+#pragma unroll
+  for (int32_t k = 0; k < 4; ++k) {
+    first[k] = tile + (place.token * Shape::kRows + (k ^ mix) << row_log) + place.column;
+  }
 #pragma unroll
   for (int32_t row = 0; row < Shape::kRows; ++row) {
-    const auto out = scaled<Shape, StagedT>(acc + row * Shape::kColumns, factor);
-    StagedT* destination = first + ((row & ~3) << row_log) + (((row & 3) ^ mix) << row_log);
-    if (row_log >= Shape::kColumnsLog) {
-      store_vec(destination, out);
+    const float* v = acc + row * Shape::kColumns;
+    StagedT* destination = first[row % 4];
+    first[row % 4] += 4 << row_log;
+    if (!Shape::is_tiny(row_log)) {
+      store_scaled<Shape::kColumns, Target::kShared>(v, factor, destination);
     } else {
-      for (int32_t c = 0; c < Shape::kColumns && c >> row_log == 0; ++c) destination[c] = out[c];
+      for (int32_t c = 0; c < Shape::kColumns && c >> row_log == 0; ++c)
+        store_scaled<1, Target::kShared>(v + c, factor, destination + c);
     }
   }
 }
@@ -126,18 +178,23 @@ __device__ inline void store_tokens(const float* acc, float factor, int32_t coun
   }
 }
 
+// One lane of the warp loads it.
+__device__ inline float load_once(const float* x) {
+  return __shfl_sync(kFullMask, threadIdx.x % kWarpSize == 0 ? *x : 0.0f, 0);
+}
+
 // 1 / sqrt(dim) and 1 / scale as one factor.
 template <typename Shape>
 __device__ inline float quantize_factor(const HadamardParams& p, float norm, int64_t token,
                                         const float* acc, const ColumnPlace<Shape>& place,
                                         int32_t row_log, float* partial) {
-  if (p.scale != nullptr) return __fmul_rn(norm, inverse(*p.scale));
+  if (p.scale != nullptr) return __fmul_rn(norm, inverse(load_once(p.scale)));
   float amax = 0.0f;
 #pragma unroll
   for (int32_t i = 0; i < Shape::kValues; ++i) amax = fmaxf(amax, fabsf(acc[i]));
   amax = token_amax(amax, Shape::threads_per_token(row_log), partial);
   const float scale = scale_from_amax(__fmul_rn(amax, norm));
-  if (token < p.tokens && place.column == 0) p.scale_out[token] = scale;
+  if ((Shape::one_token() || token < p.tokens) && place.column == 0) p.scale_out[token] = scale;
   return __fmul_rn(norm, inverse(scale));
 }
 

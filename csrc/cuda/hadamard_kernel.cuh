@@ -15,21 +15,34 @@ __device__ inline void take_all_rows(const TokenTile& tokens, const ColumnReader
     if constexpr (kFirst > 0) __syncthreads();  // the round before has been read
     transform_rows<Shape, kTileRows>(tokens, kFirst, tile);
     __syncthreads();
-    take_rows<Shape, kFirst, kFirst + kTileRows>(reader, is_transposed, acc);
+    take_rows<Shape, kFirst, kFirst + kTileRows>(reader, acc);
+    if constexpr (kHasSkewBase<Shape>) {
+      if (is_transposed) {
+        __syncwarp();  // or the compiler keeps what take_rows loaded, and spills
+        subtract_rows_twice<Shape, kFirst, kFirst + kTileRows>(reader, acc);
+      }
+    }
     take_all_rows<Shape, kFirst + kTileRows>(tokens, reader, is_transposed, tile, acc);
   }
 }
 
 template <typename Shape>
-__global__ void __launch_bounds__(Shape::kMaxThreads)
+__device__ inline int32_t tokens_of_block(int64_t left, int32_t tokens_log) {
+  if constexpr (Shape::one_token()) return 1;
+  return left < 1 << tokens_log ? static_cast<int32_t>(left) : 1 << tokens_log;
+}
+
+template <typename Shape>
+__global__ void __launch_bounds__(Shape::kMaxThreads, Shape::kMinBlocks)
     hadamard_kernel(const __grid_constant__ HadamardParams p,
-                    const __grid_constant__ HadamardPlan plan) {
+                    const __grid_constant__ HadamardPlan launch_plan) {
+  HadamardPlan plan = launch_plan;
+  if constexpr (Shape::kOneLength) plan.row_log = Shape::kMinLog;
+  if constexpr (Shape::one_token()) plan.tokens_log = 0;
   extern __shared__ __align__(128) float shared[];
   float* tile = shared + kReduceFloats;
   const int64_t first_token = static_cast<int64_t>(blockIdx.x) << plan.tokens_log;
-  const int64_t left = p.tokens - first_token;
-  const int32_t count =
-      left < 1 << plan.tokens_log ? static_cast<int32_t>(left) : 1 << plan.tokens_log;
+  const int32_t count = tokens_of_block<Shape>(p.tokens - first_token, plan.tokens_log);
   const int64_t x_offset = first_token * p.x_stride_token;
   const TokenTile tokens{plan, advanced(p.x, p.x_dtype, x_offset), p.x_stride_token, p.x_dtype,
                          count};

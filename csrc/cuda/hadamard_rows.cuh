@@ -23,7 +23,8 @@ inline constexpr int32_t kReduceFloats = 32;
 // H_{kRows} = H_{kOrder} (x) H_{2^kExtraLog}. A thread holds kColumns neighbouring columns of all rows.
 // In each of kRounds rounds the tile takes a share of the rows; more than one only where they do not fit.
 template <int32_t kOrderValue, int32_t kExtraLogValue, int32_t kColumnsValue,
-          int32_t kMinRowLogValue, int32_t kMaxRowLogValue, int32_t kRoundsValue = 1>
+          int32_t kMinRowLogValue, int32_t kMaxRowLogValue, int32_t kRoundsValue = 1,
+          int32_t kRegisters = 128>
 struct HadamardShape {
   static constexpr int32_t kOrder = kOrderValue, kExtraLog = kExtraLogValue;
   static constexpr int32_t kColumns = kColumnsValue, kRounds = kRoundsValue;
@@ -33,10 +34,14 @@ struct HadamardShape {
   // Whole groups of four blocks, as the base takes them.
   static constexpr int32_t kRoundRows =
       kRounds == 1 ? kRows : (kRows / 4 + kRounds - 1) / kRounds * 4;
-  static constexpr int32_t kValues = kRows * kColumns;  // of a thread
+  static constexpr bool kOneLength = kMinLog == kMaxLog;  // then the compiler knows every address
+  static constexpr int32_t kValues = kRows * kColumns;    // of a thread
   static constexpr int32_t kMaxThreads = (1 << kMaxLog) / kColumns > kMinHadamardThreads
                                              ? (1 << kMaxLog) / kColumns
                                              : kMinHadamardThreads;
+
+  // So that a thread gets up to kRegisters of 65536. Left alone the compiler spills to reach fewer.
+  static constexpr int32_t kMinBlocks = 65536 / kRegisters / kMaxThreads;
 
   __host__ __device__ static constexpr int32_t threads_per_token(int32_t row_log) {
     return row_log > kColumnsLog ? 1 << (row_log - kColumnsLog) : 1;
@@ -44,6 +49,10 @@ struct HadamardShape {
   static constexpr int32_t threads(int32_t row_log) {
     return threads_per_token(row_log) > kMinHadamardThreads ? threads_per_token(row_log)
                                                             : kMinHadamardThreads;
+  }
+  // A token always has the block to itself.
+  __host__ __device__ static constexpr bool one_token() {
+    return threads_per_token(kMinLog) >= kMinHadamardThreads;
   }
   // Rows of fewer elements than a thread's columns, or of a single one.
   __host__ __device__ static constexpr bool is_tiny(int32_t row_log) {
@@ -62,6 +71,7 @@ struct HadamardShape {
   static_assert(kRounds == 1 || kRoundRows % (4 << kExtraLog) == 0 || kOrder == 1);
   static_assert(kMinLog > 4 || kRows == 1 || kRows / 4 % 2 == 1,
                 "NOTE(short-rows) needs an odd number of groups of four rows");
+  static_assert(kMaxThreads * kMinBlocks * kRegisters <= 65536 && kMinBlocks > 0);
   static_assert(kMaxThreads <= 1024 && kValues <= 96);
   static_assert(shared_bytes(kMaxLog) <= kMaxSharedBytes &&
                 shared_bytes(kMinLog) <= kMaxSharedBytes);

@@ -20,6 +20,12 @@ __device__ inline int8_t quantize_symmetric(float x, float inv_scale) {
   const float v = clamp_q(__fmul_rn(x, inv_scale), static_cast<float>(kQMinSymmetric));
   return static_cast<int8_t>(__float2int_rn(v));
 }
+// As quantize_symmetric: an integer whose lowest byte is q, without the slower conversion. Adding
+// 1.5 * 2^23 rounds to an integer, ties to even, which is then in the low bits.
+__device__ inline uint32_t quantize_symmetric_bits(float x, float inv_scale) {
+  const float v = clamp_q(__fmul_rn(x, inv_scale), static_cast<float>(kQMinSymmetric));
+  return __float_as_uint(__fadd_rn(v, 12582912.0f));
+}
 __device__ inline int8_t quantize_clamped(float x, float inv_scale, float zero_point, float qmin) {
   const float q = rintf(__fmul_rn(x, inv_scale)) + zero_point;
   return static_cast<int8_t>(__float2int_rn(clamp_q(q, qmin)));
