@@ -115,7 +115,6 @@ __device__ inline void take_rows(const ColumnReader<Shape>& reader, float* acc) 
     constexpr int32_t kLocal = kRow - kFirst;
     float in[4][kColumns];
     __syncwarp();  // or the compiler moves later groups' loads up, and spills
-
     reader.template load<kLocal>(in[0]);
     reader.template load<kLocal + kBlockRows>(in[1]);
     reader.template load<kLocal + 2 * kBlockRows>(in[2]);
