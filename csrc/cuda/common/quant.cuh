@@ -17,18 +17,22 @@ __device__ inline float inverse(float scale) { return __frcp_rn(scale); }
 inline constexpr float kRoundShift = 12582912.0f;
 
 // The low byte of a sum with kRoundShift, clamped. NaN gives 127, like +inf: fminf returns its other operand.
-__device__ inline int8_t clamp_shifted(float q, float qmin) {
+__device__ inline uint32_t clamp_shifted(float q, float qmin) {
   const float at_most = fminf(q, kRoundShift + static_cast<float>(kQMax));
-  return static_cast<int8_t>(__float_as_int(fmaxf(at_most, kRoundShift + qmin)));
+  return __float_as_uint(fmaxf(at_most, kRoundShift + qmin));
 }
-__device__ inline int8_t quantize_symmetric(float x, float inv_scale) {
+// An integer whose lowest byte is q.
+__device__ inline uint32_t quantize_symmetric_bits(float x, float inv_scale) {
   const float q = __fadd_rn(__fmul_rn(x, inv_scale), kRoundShift);
   return clamp_shifted(q, static_cast<float>(kQMinSymmetric));
+}
+__device__ inline int8_t quantize_symmetric(float x, float inv_scale) {
+  return static_cast<int8_t>(quantize_symmetric_bits(x, inv_scale));
 }
 // Exact for |zero_point| <= 2^22.
 __device__ inline int8_t quantize_clamped(float x, float inv_scale, float zero_point, float qmin) {
   const float q = __fadd_rn(__fmul_rn(x, inv_scale), kRoundShift);
-  return clamp_shifted(__fadd_rn(q, zero_point), qmin);
+  return static_cast<int8_t>(clamp_shifted(__fadd_rn(q, zero_point), qmin));
 }
 __device__ inline int8_t quantize_asymmetric(float x, float inv_scale, float zero_point) {
   return quantize_clamped(x, inv_scale, zero_point, static_cast<float>(kQMinAsymmetric));
