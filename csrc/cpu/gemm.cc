@@ -15,6 +15,8 @@
 // two cores: median 24 GB/s, where a plain sum of the bytes reads 21.
 #include "mambaquant/gemm.h"
 
+#include <cstring>
+
 #include "cpu/gemm_micro.h"
 #include "cpu/kernels.h"
 #include "cpu/simd/quant.h"
@@ -279,6 +281,9 @@ Status pack_gemm_weight(const PackGemmWeightParams& p, const Threads& threads) {
                            }
                          }
                        });
+  // K is padded to less than the buffer has room for: the same weight gives the same bytes.
+  std::memset(p.packed + padded_n * padded_k, 0,
+              static_cast<size_t>(packed_gemm_weight_bytes(p.n, p.k) - padded_n * padded_k));
   return Status::ok();
 }
 

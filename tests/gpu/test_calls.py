@@ -1,11 +1,17 @@
 """What tests/gpu calls, on the CPU: the arguments fit, and a token's way through a block works."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from scripts import gen_docs
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gpu import calls
+from mambaquant_ext import ops
 from tolerances import assert_equal
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_operator_has_arguments():
@@ -44,3 +50,13 @@ def test_tensors_of_mixed_devices_are_refused(name):
         mixed = {**arguments, moved: arguments[moved].to("meta")}
         with pytest.raises(ValueError, match=r"expected \w+ on device"):
             calls.operator(name).redispatch(cpu, *mixed.values())
+
+
+def test_a_weight_on_a_gpu_has_the_layout_of_its_kernels():
+    """As a compiled program sees it: a fake of another layout would be refused by the product that takes it."""
+    with FakeTensorMode():
+        weight = torch.empty(9, 7, dtype=torch.int8, device="cuda")
+        packed, layout = ops.pack_gemm_weight(weight)
+    header = (ROOT / "csrc" / "include" / "mambaquant" / "gemm.h").read_text(encoding="utf-8")
+    assert f"kCudaGemmLayout = {layout};" in header
+    assert packed.device.type == "cuda"
