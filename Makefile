@@ -89,6 +89,8 @@ $(STAMP_SIM): $(STAMP_TOOLS) $(PACKAGE_SOURCES) $(shell find third_party/cudasim
 docs: $(STAMP_PACKAGE) ## rewrite docs/ops.md from the schema and the docstrings
 	$(RUN) scripts/gen_docs.py
 
+include gpu.mk
+
 clean: ## remove .venv, build and every cache
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,7 +6,7 @@ The cases are those of bench/ops, whose tensors are made on the device that is t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,13 +15,14 @@ import torch
 import typer
 
 from bench import gpu_machine, report, roofs
-from bench.gpu_timer import CudaGpu, graph_microseconds, make_timer, warm_up
+from bench.gpu_timer import CudaGpu, Gpu, graph_microseconds, make_timer, warm_up
 from bench.harness import BenchCase, Timer, group_cases, groups_of, measure
 from bench.roofs import Roofs
 from bench.run import SEED, case_numbers, finish, show_progress
 from mambaquant_ext import _C
 
 COPY = "device copy"
+WARM_UP_SIZE, WARM_UP_SECONDS = 4096, 0.5
 PROBE_COPY_BYTES = 1 << 30
 PROBE_GEMM_SIZE = {"int8": 8192, "float32": 4096}
 GRAPH_BELOW_US = 100.0
@@ -51,7 +52,7 @@ class Collector:
             limit_s: no row is begun later than this, so that a slow machine gives what it can.
             graph: times calls that follow each other in a CUDA graph; None for none.
         """
-        self._timer, self._graph = timer, graph
+        self.timer, self._graph = timer, graph
         self._seconds, self._minimum_rounds = seconds, minimum_rounds
         self._deadline = time.monotonic() + limit_s
         self.measured: list[tuple[BenchCase, dict[str, Any], float | None, list[str]]] = []
@@ -70,7 +71,7 @@ class Collector:
         try:
             baselines, dropped = usable_baselines(case)
             timings = measure(
-                replace(case, baselines=baselines), self._seconds, self._minimum_rounds, self._timer
+                replace(case, baselines=baselines), self._seconds, self._minimum_rounds, self.timer
             )
             is_short = self._graph is not None and timings["ours"].median_us < GRAPH_BELOW_US
             graph_us = self._graph(case.run) if is_short else None
@@ -187,24 +188,12 @@ def run(
         raise typer.BadParameter(str(error)) from None
     preset = "gpu-quick" if quick else "gpu"
     span = seconds or (0.02 if quick else 0.05)
-    torch.manual_seed(SEED)
-    described = gpu_machine.describe()
     gpu = CudaGpu()
-    timer = make_timer(gpu)
-    collector = Collector(timer, span, 8 if quick else 16, limit_s or (70 if quick else 300))
-    with torch.device("cuda"):
-        matrix = torch.zeros(4096, 4096).half()
-        warm_up(lambda: matrix @ matrix, gpu, seconds=0.5)  # brings the clocks up
-        before = measure_gpu_roofs(timer)
-        try:
-            for case in guarded_cases(preset, groups, collector):
-                show_progress(f"{case.op} {case.shape}")
-                collector.add(case)
-                torch.cuda.synchronize()  # a kernel's fault ends the run here
-            limits = before.best(measure_gpu_roofs(timer))
-        except torch.AcceleratorError as error:
-            collector.note("", "", f"the run ended: {first_line(error)}")
-            limits = before
+    collector = Collector(
+        make_timer(gpu), span, 8 if quick else 16, limit_s or (70 if quick else 300)
+    )
+    described = gpu_machine.describe()
+    limits = collect("cuda", gpu, guarded_cases(preset, groups, collector), collector)
     values = {
         "schema": report.SCHEMA,
         "command": "bench-gpu",
@@ -221,6 +210,27 @@ def run(
     for item in collector.not_timed:
         print(f"not timed: {item['op']} {item['shape']}: {item['reason']}")
     raise typer.Exit(1 if collector.not_timed else 0)
+
+
+def collect(device: str, gpu: Gpu, cases: Iterable[BenchCase], collector: Collector) -> Roofs:
+    """Takes all cases into the collector; roofs before and after, of which the better count.
+
+    A fault of a kernel ends the run, since nothing on that device works after it; the rows before it stay.
+    """
+    torch.manual_seed(SEED)
+    with torch.device(device):
+        matrix = torch.zeros(WARM_UP_SIZE, WARM_UP_SIZE).half()
+        warm_up(lambda: matrix @ matrix, gpu, WARM_UP_SECONDS)  # brings the clocks up
+        before = measure_gpu_roofs(collector.timer)
+        try:
+            for case in cases:
+                show_progress(f"{case.op} {case.shape}")
+                collector.add(case)
+                gpu.synchronize()
+            return before.best(measure_gpu_roofs(collector.timer))
+        except torch.AcceleratorError as error:
+            collector.note("", "", f"the run ended: {first_line(error)}")
+            return before
 
 
 if __name__ == "__main__":

@@ -23,14 +23,22 @@ QUERIES = {
 
 
 def query(pci_bus_id: str | None = None) -> dict[str, Any]:
-    """Driver, clocks, power limit and temperature now; None for what nvidia-smi does not tell."""
+    """Driver, clocks, power limit and temperature now; None for what nvidia-smi does not tell.
+
+    Args:
+        pci_bus_id: of the GPU; None, or one that nvidia-smi does not know, stands for the first.
+    """
     command = ["nvidia-smi", f"--query-gpu={','.join(QUERIES.values())}"]
-    command += ["--format=csv,noheader,nounits", *([f"--id={pci_bus_id}"] if pci_bus_id else [])]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return dict.fromkeys(QUERIES)
-    return parse_query(done.stdout)
+    command.append("--format=csv,noheader,nounits")
+    for which in ([f"--id={pci_bus_id}"], []) if pci_bus_id else ([],):
+        try:
+            done = subprocess.run(
+                [*command, *which], capture_output=True, text=True, check=True, timeout=30
+            )
+        except (OSError, subprocess.SubprocessError):
+            continue
+        return parse_query(done.stdout)
+    return dict.fromkeys(QUERIES)
 
 
 def parse_query(text: str) -> dict[str, Any]:

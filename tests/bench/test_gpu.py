@@ -1,18 +1,21 @@
 """The GPU bench without a GPU: the timer on a device of the test's own, the cases on torch's meta device."""
 
 import math
+import time
 
 import pytest
 import torch
+import typer
 from bench.gpu import COPY, HEADER, Collector, cells, guarded_cases, usable_baselines
-from bench.gpu_machine import QUERIES, lines, parse_query
+from bench.gpu_machine import QUERIES, lines, parse_query, query
 from bench.gpu_timer import ROUNDS, NotAheadError, make_timer, queued_batch
 from bench.harness import BenchCase, Timing, group_cases, groups_of
 from bench.roofs import Roofs
+from bench.shapes import DECODE_TOKENS, MODELS, PREFILL_TOKENS, LayerShape
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench import report
+from bench import gpu, report
 
 ROOFS = Roofs({"memory": 1e9}, {"int8": 8e9, "float32": 1e9}, 5.0)
 
@@ -72,34 +75,34 @@ def collector(graph=None, limit_s=60.0):
 
 class TestTimer:
     def test_only_the_call_is_inside_the_interval_and_each_meets_a_cold_cache(self):
-        gpu = FakeGpu()
-        runs = {"a": lambda: gpu.work("a", 0.25), "b": lambda: gpu.work("b", 3.0)}
-        batch, _ = queued_batch(runs, gpu, 1e-3)
+        device = FakeGpu()
+        runs = {"a": lambda: device.work("a", 0.25), "b": lambda: device.work("b", 3.0)}
+        batch, _ = queued_batch(runs, device, 1e-3)
         assert batch == {
             "a": [pytest.approx(250.0)] * ROUNDS,
             "b": [pytest.approx(3000.0)] * ROUNDS,
         }
-        assert gpu.log == ["flush", "a", "flush", "b"] * ROUNDS
+        assert device.log == ["flush", "a", "flush", "b"] * ROUNDS
 
     def test_a_batch_that_the_gpu_caught_up_with_is_queued_again_further_ahead(self):
-        gpu = FakeGpu(host_needs=5e-3)
-        batch, lead = queued_batch({"a": lambda: gpu.work("a", 1.0)}, gpu, 1e-3)
+        device = FakeGpu(host_needs=5e-3)
+        batch, lead = queued_batch({"a": lambda: device.work("a", 1.0)}, device, 1e-3)
         assert len(batch["a"]) == ROUNDS
         assert lead >= 5e-3
-        assert gpu.spins == sorted(gpu.spins)
-        assert len(gpu.spins) > 1
+        assert device.spins == sorted(device.spins)
+        assert len(device.spins) > 1
 
     def test_a_call_that_waits_for_the_gpu_is_refused(self):
         with pytest.raises(NotAheadError, match="caught up with the host"):
             queued_batch({"a": lambda: None}, FakeGpu(host_needs=math.inf), 1e-3)
 
     def test_timings_of_all_rounds(self):
-        gpu = FakeGpu()
-        runs = {"a": lambda: gpu.work("a", 0.5), "b": lambda: None}
-        found = make_timer(gpu)(runs, 0.0, 3 * ROUNDS)
+        device = FakeGpu()
+        runs = {"a": lambda: device.work("a", 0.5), "b": lambda: None}
+        found = make_timer(device)(runs, 0.0, 3 * ROUNDS)
         assert found["a"].median_us == pytest.approx(500.0)
         assert found["b"].median_us == 0.0
-        assert gpu.flushes == 2 * 3 * ROUNDS
+        assert device.flushes == 2 * 3 * ROUNDS
 
 
 class TestCollector:
@@ -164,6 +167,80 @@ class TestCollector:
         ]
 
 
+class HostGpu:
+    """The CPU as a device that is always behind the host."""
+
+    def flush(self):
+        pass
+
+    def spin(self, seconds):
+        pass
+
+    def synchronize(self):
+        pass
+
+    def event(self):
+        class Event:
+            def record(self):
+                self.at = time.perf_counter()
+
+            def query(self):
+                return False
+
+            def elapsed_time(self, end):
+                return (end.at - self.at) * 1e3
+
+        return Event()
+
+
+class TestRun:
+    """All of bench.gpu but the device: real operators on the CPU."""
+
+    @pytest.fixture
+    def small(self, monkeypatch):
+        monkeypatch.setattr(gpu, "WARM_UP_SIZE", 8)
+        monkeypatch.setattr(gpu, "WARM_UP_SECONDS", 0.0)
+        monkeypatch.setattr(gpu, "PROBE_COPY_BYTES", 1 << 16)
+        monkeypatch.setattr(gpu, "PROBE_GEMM_SIZE", {"int8": 64, "float32": 64})
+        monkeypatch.setattr("bench.roofs.PROBE_SECONDS", 0.0)
+        monkeypatch.setattr("bench.ops.gemm.cold_bytes", lambda: 1 << 16)
+        monkeypatch.setitem(MODELS, "tiny", [LayerShape("tiny", 32, 64, 8)])
+        monkeypatch.setitem(DECODE_TOKENS, "tiny", [1, 3])
+        monkeypatch.setitem(PREFILL_TOKENS, "tiny", [40])
+
+    @pytest.mark.parametrize("group", list(groups_of()))
+    def test_rows_of_every_group(self, group, small):
+        found = Collector(make_timer(HostGpu()), 0.0, 8, 60.0, lambda _run: 1.0)
+        cases = guarded_cases("tiny", {group: []}, found)
+        rows = found.rows(gpu.collect("cpu", HostGpu(), cases, found))
+        assert found.not_timed == []
+        assert len(rows) >= 3
+        for row in rows:
+            assert COPY in row["timings"]
+            assert row["share_of_roof"] > 0
+            assert len(cells(row)) == len(HEADER)
+
+    def test_a_fault_ends_the_run_and_keeps_its_rows(self, small):
+        class Faulty(HostGpu):
+            count = 0
+
+            def synchronize(self):
+                if found.measured:
+                    raise torch.AcceleratorError("an illegal memory access was encountered")
+
+        found = Collector(fixed_timer, 0.0, 2, 60.0, None)
+        cases = [fake_case(shape="a"), fake_case(shape="b")]
+        roofs = gpu.collect("cpu", Faulty(), cases, found)
+        assert [row["shape"] for row in found.rows(roofs)] == ["a"]
+        assert "illegal memory access" in found.not_timed[0]["reason"]
+
+    def test_without_a_gpu_it_says_what_to_do(self):
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a GPU")
+        with pytest.raises(typer.BadParameter, match="make bench-gpu"):
+            gpu.run()
+
+
 def test_a_baseline_that_fails_is_dropped_with_its_reason():
     def fails():
         raise RuntimeError("self.size(0) needs to be greater than 16\nand more")
@@ -212,23 +289,38 @@ def test_what_nvidia_smi_says_is_read():
     assert found["temperature_c"] is None
 
 
+def test_without_nvidia_smi_nothing_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert query("0:1:2.0") == dict.fromkeys(QUERIES)
+
+
+def test_a_bus_that_nvidia_smi_does_not_know_stands_for_the_first_gpu(monkeypatch, tmp_path):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        '#!/bin/sh\ncase "$*" in *--id*) exit 6;; esac\necho "580.1, 1, 2, 3, 4, 5, 6"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    assert query("0:1:2.0")["driver"] == "580.1"
+
+
 @pytest.mark.parametrize("text", ["", "No devices were found", "1, 2"])
 def test_another_answer_of_nvidia_smi_tells_nothing(text):
     assert parse_query(text) == dict.fromkeys(QUERIES)
 
 
 def test_the_gpu_comes_first_in_a_result(tmp_path):
-    gpu = {
+    told = {
         "name": "NVIDIA H100", "compute_capability": "9.0", "multiprocessors": 132,
         "memory_bytes": 80 << 30, "l2_bytes": 50 << 20, "count": 1, "cuda": "13.0",
         **parse_query("580.1, 345, 2619, 1980, 2619, 700.00, [N/A]"),
     }  # fmt: skip
-    assert "580.1" in lines(gpu)[1]
-    assert "345 of 1980 MHz" in lines(gpu)[1]
+    assert "580.1" in lines(told)[1]
+    assert "345 of 1980 MHz" in lines(told)[1]
     machine = {
         "cpu": "c", "isa": "scalar", "threads": 1, "pinned_cores": [], "l2_bytes": 0, "l3_bytes": 0,
         "load_average": [0.0], "is_busy": False, "cores": 2, "date": "d", "commit": "c",
-        "versions": {"torch": "2"}, "gpu": gpu,
+        "versions": {"torch": "2"}, "gpu": told,
     }  # fmt: skip
     assert report.machine_lines({"machine": machine})[0].startswith("NVIDIA H100, compute")
-    assert report.machine_lines({"machine": {**machine, "gpu": {**gpu, "driver": None}}})
+    assert report.machine_lines({"machine": {**machine, "gpu": {**told, "driver": None}}})
