@@ -17,13 +17,10 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 CMAKE := $(BIN)/cmake
 SANITIZE_DIR := build/sanitize
-SIM_DIR := build/sim
-CUTLASS_DIR ?= $(MBQ_CUTLASS_DIR)
 
 STAMP_VENV := $(VENV)/.stamp-venv
 STAMP_TOOLS := $(VENV)/.stamp-tools
 STAMP_PACKAGE := $(VENV)/.stamp-package
-STAMP_SIM := $(SIM_DIR)/.stamp
 
 # Folders are listed too, so that a deleted file counts as a change.
 CPP_SOURCES := $(shell find csrc tests/cpp -name '*.cc' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -33,7 +30,7 @@ PACKAGE_SOURCES := CMakeLists.txt pyproject.toml LICENSE NOTICE README.md $(shel
 # One test process per core, each with one thread, is quicker than the reverse.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help demo ablation test test-sim test-slow lint format bench sanitize docs clean
+.PHONY: help demo ablation test test-cpu test-slow lint format bench sanitize docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -45,14 +42,13 @@ ablation: $(STAMP_PACKAGE) ## what each part of the method is worth, at 8, 6 and
 	@mkdir -p bench-output
 	$(RUN) -m bench.ablation --json bench-output/ablation.json
 
-test: lint sanitize $(STAMP_PACKAGE) ## lint, C++ tests under sanitizers, fast test tier
+test: lint sanitize test-cpu test-cuda ## all that runs without a GPU: lint, sanitizers, CPU tests, the CUDA backend
+
+test-cpu: $(STAMP_PACKAGE) ## fast test tier on the CPU
 	$(ONE_THREAD) $(RUN) -m pytest -q -n $(WORKERS) -m "not slow"
 
 test-slow: $(STAMP_PACKAGE) ## the sweeps that the fast tier leaves out
 	$(ONE_THREAD) $(RUN) -m pytest -q -n $(WORKERS) -m slow
-
-test-sim: $(STAMP_SIM) ## the operators' tests on the CUDA kernels, in the simulator
-	PYTHONPATH=$(SIM_DIR)/python $(ONE_THREAD) $(RUN) -m pytest -q -n $(WORKERS) -m "not slow" -k cudasim tests/ops
 
 lint: $(STAMP_TOOLS) ## ruff, mypy, clang-format, import contract
 	@$(BIN)/ruff check --quiet .
@@ -78,13 +74,7 @@ sanitize: $(STAMP_TOOLS) ## C++ tests of the kernels under AddressSanitizer and 
 	@$(BIN)/ctest --test-dir $(SANITIZE_DIR) --output-on-failure --no-tests=error --quiet \
 	  && echo "C++ tests passed under AddressSanitizer and UndefinedBehaviorSanitizer"
 
-$(STAMP_SIM): $(STAMP_TOOLS) $(PACKAGE_SOURCES) $(shell find third_party/cudasim -type f)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(CMAKE) -S . -B $(SIM_DIR) -G Ninja --log-level=WARNING \
-	  -DMBQ_CUDA=SIM -DMBQ_CUTLASS_DIR="$(CUTLASS_DIR)"
-	@$(CMAKE) --build $(SIM_DIR) -- --quiet
-	@rm -rf $(SIM_DIR)/python && mkdir -p $(SIM_DIR)/python && cp -r python/mambaquant_ext $(SIM_DIR)/python/
-	@$(CMAKE) --install $(SIM_DIR) --prefix $(SIM_DIR)/python > /dev/null
-	@touch $@
+include cuda.mk
 
 docs: $(STAMP_PACKAGE) ## rewrite docs/ops.md from the schema and the docstrings
 	$(RUN) scripts/gen_docs.py

@@ -6,14 +6,30 @@
 #            CUDA launchers called
 #   ON       the extension with csrc/cuda as machine code, against a torch that was built with CUDA
 #   AUTO     ON where torch was built with CUDA, else OFF
-# Architectures of KERNELS and ON: MBQ_CUDA_ARCHITECTURES, all that are tested by default.
+# Architectures of KERNELS and ON: MBQ_CUDA_ARCHITECTURES; by default those of torch's own variable
+# TORCH_CUDA_ARCH_LIST ("8.0 9.0a+PTX") where it is set, else all that are tested.
 set(MBQ_CUDA_MODES OFF KERNELS SIM ON AUTO)
 if(NOT MBQ_CUDA IN_LIST MBQ_CUDA_MODES)
   mbq_fail("MBQ_CUDA: expected one of OFF, KERNELS, SIM, ON and AUTO, got '${MBQ_CUDA}'")
 endif()
 
-set(MBQ_CUDA_ARCHITECTURES "80-real;86-real;89-real;90a-real;100-real;120"
+set(mbq_architectures 80-real 86-real 89-real 90a-real 100-real 120)
+if(DEFINED ENV{TORCH_CUDA_ARCH_LIST})
+  set(mbq_architectures "")
+  string(REGEX MATCHALL "[0-9.]+[af]?(\\+PTX)?" named "$ENV{TORCH_CUDA_ARCH_LIST}")
+  foreach(name IN LISTS named)
+    string(REPLACE "." "" name "${name}")
+    if(name MATCHES "PTX")
+      string(REPLACE "+PTX" "" name "${name}")
+    else()
+      string(APPEND name "-real")
+    endif()
+    list(APPEND mbq_architectures "${name}")
+  endforeach()
+endif()
+set(MBQ_CUDA_ARCHITECTURES "${mbq_architectures}"
     CACHE STRING "What csrc/cuda is compiled for, as CMake's CUDA_ARCHITECTURES")
+set(MBQ_CUDA_LIBRARY "" CACHE FILEPATH "libmambaquant_cuda.a of a KERNELS build, in place of compiling it again")
 set(MBQ_CUDA_SOURCES
     csrc/cuda/quantize.cu
     csrc/cuda/norm.cu
@@ -25,7 +41,7 @@ set(MBQ_CUDA_SOURCES
 function(mbq_add_cuda_objects target architectures)
   add_library(${target} OBJECT ${ARGN})
   target_include_directories(${target} PRIVATE csrc csrc/include)
-  target_include_directories(${target} SYSTEM PRIVATE "${MBQ_CUTLASS_DIR}")
+  target_include_directories(${target} SYSTEM PRIVATE "${MBQ_CUTLASS_INCLUDE}")
   set_target_properties(${target} PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON
                         CUDA_ARCHITECTURES "${architectures}")
   # Keeps ptxas's report of registers and spills beside each object (scripts/ptxas_report.py).
@@ -52,7 +68,7 @@ function(mbq_link_cuda module)
   if(MBQ_CUDA STREQUAL "SIM")
     target_sources(${module} PRIVATE csrc/torch/backend_simulator.cpp)
     target_link_libraries(${module} PRIVATE mambaquant_cuda cudasim)
-    target_include_directories(${module} SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+    target_include_directories(${module} SYSTEM PRIVATE "${MBQ_CUDA_INCLUDE}")
     target_compile_definitions(${module} PRIVATE MBQ_WITH_SIMULATOR)
     # The simulator, a libcudart.so.13, is found in the folder of the module.
     set_target_properties(${module} PROPERTIES INSTALL_RPATH "$ORIGIN" BUILD_WITH_INSTALL_RPATH ON)
@@ -75,19 +91,22 @@ if(MBQ_CUDA STREQUAL "AUTO")
   message(STATUS "MBQ_CUDA=AUTO: ${MBQ_CUDA}")
 endif()
 if(NOT MBQ_CUDA STREQUAL "OFF")
-  set(MBQ_CUTLASS_DIR "" CACHE PATH "Folder that holds cutlass/cutlass.h")
-  if(NOT EXISTS "${MBQ_CUTLASS_DIR}/cutlass/cutlass.h")
-    mbq_fail("found no CUTLASS headers in MBQ_CUTLASS_DIR='${MBQ_CUTLASS_DIR}': pip install --no-deps nvidia-cutlass==4.2.0.0")
+  include(cuda_toolchain)
+  if(MBQ_CUDA_PROBLEM)
+    mbq_fail("MBQ_CUDA=${MBQ_CUDA}: ${MBQ_CUDA_PROBLEM}; for the CPU backend alone, set MBQ_CUDA=OFF")
   endif()
-  find_package(Python 3.10 COMPONENTS Interpreter REQUIRED)
-  enable_language(CUDA)
-  set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)  # torch has it loaded already
-  if(MBQ_CUDA STREQUAL "SIM")
-    set(CMAKE_CUDA_RUNTIME_LIBRARY None)  # the simulator takes its place
+  # Named where it is linked: torch's own, or the simulator in its place.
+  set(CMAKE_CUDA_RUNTIME_LIBRARY None)
+  if(MBQ_CUDA STREQUAL "ON")
+    include(torch_cuda)
   endif()
-  mbq_add_cuda_kernels()
+  if(MBQ_CUDA_LIBRARY)
+    add_library(mambaquant_cuda STATIC IMPORTED)
+    set_target_properties(mambaquant_cuda PROPERTIES IMPORTED_LOCATION "${MBQ_CUDA_LIBRARY}")
+  else()
+    mbq_add_cuda_kernels()
+  endif()
   if(MBQ_CUDA STREQUAL "SIM")
-    set(CUDASIM_TESTS OFF CACHE BOOL "")
     add_subdirectory(third_party/cudasim)
   endif()
 endif()

@@ -17,11 +17,22 @@ function(mbq_python_output variable code hint)
   set(${variable} "${output}" PARENT_SCOPE)
 endfunction()
 
-mbq_python_output(MBQ_TORCH_PREFIX "import torch; print(torch.utils.cmake_prefix_path)"
-  "found no torch to build against in ${Python_EXECUTABLE}: pip install 'torch>=2.10,<2.15', then pip install --no-build-isolation .")
+set(MBQ_TORCH_DIR "" CACHE PATH "Folder that holds torch/, to build against without importing it; by default what Python imports")
+if(MBQ_TORCH_DIR)
+  set(MBQ_TORCH_ROOT "${MBQ_TORCH_DIR}/torch")
+  if(NOT EXISTS "${MBQ_TORCH_ROOT}/version.py")
+    mbq_fail("found no torch/version.py in MBQ_TORCH_DIR=${MBQ_TORCH_DIR}: pip install --no-deps --target there, or leave it empty")
+  endif()
+  file(STRINGS "${MBQ_TORCH_ROOT}/version.py" Torch_VERSION REGEX "^__version__ = ")
+  string(REGEX REPLACE "^__version__ = '(.*)'$" "\\1" Torch_VERSION "${Torch_VERSION}")
+else()
+  mbq_python_output(MBQ_TORCH_PREFIX "import torch; print(torch.utils.cmake_prefix_path)"
+    "found no torch to build against in ${Python_EXECUTABLE}: pip install 'torch>=2.10,<2.15', then pip install --no-build-isolation .")
+  mbq_python_output(Torch_VERSION "import torch; print(torch.__version__)" "cannot read torch.__version__")
+  get_filename_component(MBQ_TORCH_ROOT "${MBQ_TORCH_PREFIX}/../.." ABSOLUTE)
+endif()
 mbq_python_output(MBQ_PYBIND11_PREFIX "import pybind11; print(pybind11.get_cmake_dir())"
   "found no pybind11 to build with: pip install pybind11, then pip install --no-build-isolation .")
-mbq_python_output(Torch_VERSION "import torch; print(torch.__version__)" "cannot read torch.__version__")
 if(Torch_VERSION VERSION_LESS 2.10)
   mbq_fail("expected torch 2.10 or newer, got ${Torch_VERSION}: pip install 'torch>=2.10,<2.15'")
 endif()
@@ -30,7 +41,6 @@ find_package(pybind11 REQUIRED CONFIG PATHS "${MBQ_PYBIND11_PREFIX}" NO_DEFAULT_
 
 # The paths directly, not find_package(Torch): that one asks for a CUDA toolkit whenever torch was built with
 # CUDA, and the CPU backend has no use for it.
-get_filename_component(MBQ_TORCH_ROOT "${MBQ_TORCH_PREFIX}/../.." ABSOLUTE)
 add_library(mbq_torch INTERFACE)
 target_include_directories(mbq_torch SYSTEM INTERFACE "${MBQ_TORCH_ROOT}/include"
                            "${MBQ_TORCH_ROOT}/include/torch/csrc/api/include")

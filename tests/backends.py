@@ -40,7 +40,7 @@ class Backend:
         function = getattr(ops, op)
 
         def call(*args, **kwargs):
-            with self._active():
+            with self.active():
                 if self.name != "cuda":
                     return function(*args, **kwargs)
                 return self._call_on_gpu(function, args, kwargs)
@@ -48,7 +48,8 @@ class Backend:
         return call
 
     @contextmanager
-    def _active(self):
+    def active(self):
+        """Operators that are called on CPU tensors run on this backend; a GPU wants tensors of its own."""
         if self.name in ISAS:
             with mambaquant_ext.forced_isa(self.name):
                 assert mambaquant_ext.current_isa() == self.name

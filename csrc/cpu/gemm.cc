@@ -268,6 +268,8 @@ Status pack_gemm_weight(const PackGemmWeightParams& p, const Threads& threads) {
   const int64_t padded_k = padded_depth(p.k);
   const int64_t group = depth_group(padded_k);
   const int64_t padded_n = round_up(p.n, kGemmColumnMultiple);
+  const int64_t used = padded_n * padded_k;  // of the size that all backends share
+  std::memset(p.packed + used, 0, static_cast<size_t>(packed_gemm_weight_bytes(p.n, p.k) - used));
   threads.parallel_for(padded_n, kPackGrainBytes / (padded_k + 1) + 1,
                        [&](int64_t begin, int64_t end) {
                          for (int64_t n = begin; n < end; ++n) {

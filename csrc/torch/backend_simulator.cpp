@@ -58,6 +58,13 @@ class RegisteredMemory {
 void set_simulating(bool on) { simulating() = on; }
 bool is_simulating() { return simulating(); }
 
+void set_simulated_device(const std::string& name) {
+  if (cudasim_set_device(name.c_str()) != 0) {
+    throw std::invalid_argument(
+        "set_simulated_device: expected a100, rtx3090, l40s or h100, got '" + name + "'");
+  }
+}
+
 void set_simulator_checks(const std::string& spec) {
   if (cudasim_set_checks(spec.c_str()) != 0) {
     throw std::invalid_argument("set_simulator_checks: cannot read '" + spec + "'");

@@ -75,6 +75,7 @@ PYBIND11_MODULE(_C, m) {
 #ifdef MBQ_WITH_SIMULATOR
   m.def("set_simulating", &mambaquant::binding::set_simulating, pybind11::arg("on"));
   m.def("is_simulating", &mambaquant::binding::is_simulating);
+  m.def("set_simulated_device", &mambaquant::binding::set_simulated_device, pybind11::arg("name"));
   m.def("set_simulator_checks", &mambaquant::binding::set_simulator_checks, pybind11::arg("spec"));
   m.def("simulator_stats", &mambaquant::binding::simulator_stats);
   m.def("reset_simulator_stats", &mambaquant::binding::reset_simulator_stats);

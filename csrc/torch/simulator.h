@@ -9,6 +9,9 @@ namespace mambaquant::binding {
 void set_simulating(bool on);
 bool is_simulating();
 
+// What the launchers run on: "a100", "rtx3090", "l40s" or "h100"; throws std::invalid_argument on others.
+void set_simulated_device(const std::string& name);
+
 // Checks of third_party/cudasim, such as "race=error"; throws std::invalid_argument on an unknown one.
 void set_simulator_checks(const std::string& spec);
 
