@@ -37,6 +37,7 @@ from scripts.gpu_setup import (
     GpuRunError,
     Outcome,
     build_extension,
+    missing,
     needed,
     pinned,
     run_step,
@@ -63,13 +64,18 @@ def word_of(case: ElementTree.Element) -> str:
 
 
 def counts_of(junit: Path) -> tuple[dict[str, dict[str, int]], list[str]]:
-    """Passed, failed and skipped by kernel group, and the names of what failed, from pytest's JUnit file."""
+    """Passed, failed and skipped, and the names of what failed, from pytest's JUnit file.
+
+    The operators' tests count for their kernel group, the others for their folder.
+    """
     groups: dict[str, Counter[str]] = {}
     failures = []
     for case in ElementTree.parse(junit).getroot().iter("testcase"):
         where = case.get("classname", "")
-        match = re.search(r"test_(\w+)", where)
-        group = match.group(1) if match else where or "unknown"
+        match = re.search(r"(\w+)\.test_(\w+)", where)
+        group = where or "unknown"
+        if match:
+            group = match[2] if match[1] == "ops" else match[1]
         word = word_of(case)
         groups.setdefault(group, Counter(passed=0, failed=0, skipped=0))[word] += 1
         if word == "failed":
@@ -78,12 +84,15 @@ def counts_of(junit: Path) -> tuple[dict[str, dict[str, int]], list[str]]:
 
 
 def run_tests(build: Build, workers: int, out: Path = OUT) -> dict[str, Any]:
-    """The operators' tests on the GPU, and tests/gpu."""
+    """The operators' tests on the GPU, tests/gpu, and whole blocks where transformers is there to make them."""
+    folders = ["tests/ops", "tests/gpu"]
+    if not missing(build.python, ["transformers"]):
+        folders.append("tests/stages/test_cuda.py")
     junit = out / "tests.xml"
     junit.unlink(missing_ok=True)
     command = [
         build.python, "-m", "pytest", "-q", "-n", str(workers), "-m", "not slow", "-k", "cuda and not cudasim",
-        f"--junitxml={junit}", "tests/ops", "tests/gpu",
+        f"--junitxml={junit}", *folders,
     ]  # fmt: skip
     environment = {**build.environment, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     outcome = run_step("tests", command, LIMITS["test"], environment, out)

@@ -283,9 +283,6 @@ Status pack_gemm_weight(const PackGemmWeightParams& p, const Threads& threads) {
                            }
                          }
                        });
-  // K is padded to less than the buffer has room for: the same weight gives the same bytes.
-  std::memset(p.packed + padded_n * padded_k, 0,
-              static_cast<size_t>(packed_gemm_weight_bytes(p.n, p.k) - padded_n * padded_k));
   return Status::ok();
 }
 

@@ -201,7 +201,7 @@ class TestRecord:
         (tmp_path / "t.xml").write_text(JUNIT)
         groups, failures = gpu_run.counts_of(tmp_path / "t.xml")
         assert groups == {
-            "cuda": {"passed": 0, "failed": 1, "skipped": 0},
+            "gpu": {"passed": 0, "failed": 1, "skipped": 0},
             "norm": {"passed": 1, "failed": 0, "skipped": 1},
             "selective_scan": {"passed": 0, "failed": 1, "skipped": 0},
         }
@@ -265,7 +265,7 @@ class TestRecord:
             return outcome_of(tmp_path, "", 0)
 
         monkeypatch.setattr(gpu_run, "run_step", all_skipped)
-        build = gpu_setup.Build("py", {}, {}, "90a-real", 1.0)
+        build = gpu_setup.Build(sys.executable, {}, {}, "90a-real", 1.0)
         assert gpu_run.run_tests(build, 2, tmp_path)["outcome"] == "failed"
 
     def test_an_absent_sanitizer_is_said(self, tmp_path, capsys):

@@ -43,7 +43,7 @@ TEST = {
         "outcome": "passed",
         "groups": {
             "norm": {"passed": 90, "failed": 0, "skipped": 2},
-            "cuda": {"passed": 10, "failed": 1, "skipped": 0},
+            "gpu": {"passed": 10, "failed": 1, "skipped": 0},
         },
     },
     "sanitizer": {"memcheck": {"outcome": "clean"}, "racecheck": {"outcome": "absent"}},
