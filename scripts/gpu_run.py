@@ -129,13 +129,13 @@ def run_sanitizers(build: Build, tools: Sequence[str], out: Path = OUT) -> dict[
     if program is None:
         print("compute-sanitizer: absent, skipped (it comes with the CUDA toolkit)")
         return {tool: {"outcome": "absent"} for tool in tools}
-    text = subprocess.run([program, "--help"], capture_output=True, text=True, check=False).stdout
+    done = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
     results = {}
     for tool in tools:
         # Each tensor an allocation of its own, so that a step over its end is seen.
         environment = {**build.environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         tests = [build.python, "-m", "pytest", "-q", "-p", "no:xdist", "-k", SANITIZED, "tests/ops"]
-        command = [*sanitizer_command(program, tool, text), *tests]
+        command = [*sanitizer_command(program, tool, done.stdout + done.stderr), *tests]
         results[tool] = sanitizer_result(
             run_step(tool, command, LIMITS["sanitizer"], environment, out)
         )
