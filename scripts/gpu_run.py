@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from scripts import gen_docs
 from scripts.gpu_setup import (
     LIMITS,
     NVCC_PACKAGES,
@@ -91,24 +92,28 @@ def run_tests(build: Build, workers: int, out: Path = OUT) -> dict[str, Any]:
     junit = out / "tests.xml"
     junit.unlink(missing_ok=True)
     command = [
-        build.python, "-m", "pytest", "-q", "-n", str(workers), "-m", "not slow", "-k", "cuda and not cudasim",
+        build.python, "-m", "pytest", "-q", "-rs", "-n", str(workers), "-m", "not slow", "-k", "cuda and not cudasim",
         f"--junitxml={junit}", *folders,
     ]  # fmt: skip
     environment = {**build.environment, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     outcome = run_step("tests", command, LIMITS["test"], environment, out)
     groups, failures = counts_of(junit) if junit.is_file() else ({}, [])
-    total = Counter[str]()
-    for counts in groups.values():
-        total.update(counts)
-    word = outcome.word
-    if word == "passed" and not total["passed"]:
-        word = "failed"  # everything skipped is no pass
+    untested = untested_groups(groups)
+    # A test that needs no GPU passes anywhere, and a skipped one is no failure: neither is a pass of a kernel.
+    word = "failed" if outcome.word == "passed" and untested else outcome.word
     return {
         "outcome": word,
         "seconds": outcome.seconds,
         "groups": groups,
+        "untested_groups": untested,
         "failures": failures[:50],
     }
+
+
+def untested_groups(groups: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """The kernel groups, and tests/gpu, of which no test passed."""
+    wanted = dict.fromkeys([*gen_docs.groups().values(), "gpu"])
+    return [group for group in wanted if not groups.get(group, {}).get("passed")]
 
 
 def sanitizer_command(program: str, tool: str, help_text: str) -> list[str]:
@@ -198,19 +203,19 @@ def test(arguments: argparse.Namespace) -> int:
     tests = run_tests(build, arguments.workers)
     for group, counts in tests["groups"].items():
         print(f"  {group}: " + ", ".join(f"{count} {word}" for word, count in counts.items()))
+    if tests["untested_groups"]:
+        print(f"  no test passed of {', '.join(tests['untested_groups'])}: see {OUT / 'tests.log'}")
     for name in tests["failures"]:
         print(f"  failed: {name}")
     path = OUT / "test-gpu.json"
     not_run = {tool: {"outcome": "not run"} for tool in arguments.sanitizers}
     write(test_record(build, tests, not_run), path)  # whoever stops the next steps keeps this
     sanitizer = run_sanitizers(build, arguments.sanitizers)
-    for tool, result in sanitizer.items():
-        print(f"  {tool}: {result['outcome']}")
     record = test_record(build, tests, sanitizer)
     write(record, path)
     verdict = "passed" if is_good(record) else "failed"
-    passed = sum(counts["passed"] for counts in tests["groups"].values())
-    print(f"test-gpu {verdict}: tests {tests['outcome']}, {passed} of them ran and passed")
+    tools = ", ".join(f"{tool} {result['outcome']}" for tool, result in sanitizer.items())
+    print(f"test-gpu {verdict}: tests {tests['outcome']}; {tools or 'no sanitizer'}")
     kept = result_name(record["machine"]["gpu"]["name"], record["command"])
     print(f"to keep it: cp {path.relative_to(ROOT)} {kept} && make gpu-status")
     return 0 if is_good(record) else 1

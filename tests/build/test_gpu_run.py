@@ -256,17 +256,33 @@ class TestRecord:
         sanitizer = {str(i): {"outcome": word} for i, word in enumerate(tools)}
         assert gpu_run.is_good({"tests": {"outcome": tests}, "sanitizer": sanitizer}) is expected
 
-    def test_tests_that_were_all_skipped_are_no_pass(self, tmp_path, monkeypatch):
-        def all_skipped(name, command, limit_s, environment, out):
+    @pytest.mark.parametrize(
+        ("norm", "code", "outcome", "untested"),
+        [
+            ("", 0, "passed", []),
+            ("<skipped/>", 0, "failed", ["norm"]),
+            ("<failure/>", 1, "failed", ["norm"]),
+            ("", None, "timed out", []),
+        ],
+    )
+    def test_each_group_must_have_run(self, norm, code, outcome, untested, tmp_path, monkeypatch):
+        def fake_step(name, command, limit_s, environment, out):
             junit = next(a for a in command if a.startswith("--junitxml=")).partition("=")[2]
-            Path(junit).write_text(
-                '<a><testcase classname="tests.ops.test_norm"><skipped/></testcase></a>'
-            )
-            return outcome_of(tmp_path, "", 0)
+            names = ["ops.test_quantize", "ops.test_hadamard", "ops.test_conv1d", "ops.test_gemm"]
+            names += ["ops.test_selective_scan", "ops.test_registry", "gpu.test_cuda"]
+            cases = "".join(f'<testcase classname="tests.{n}" name="x"/>' for n in names)
+            cases += f'<testcase classname="tests.ops.test_norm" name="x">{norm}</testcase>'
+            Path(junit).write_text(f"<testsuite>{cases}</testsuite>")
+            return outcome_of(tmp_path, "", code)
 
-        monkeypatch.setattr(gpu_run, "run_step", all_skipped)
+        monkeypatch.setattr(gpu_run, "run_step", fake_step)
         build = gpu_setup.Build(sys.executable, {}, {}, "90a-real", 1.0)
-        assert gpu_run.run_tests(build, 2, tmp_path)["outcome"] == "failed"
+        found = gpu_run.run_tests(build, 2, tmp_path)
+        assert (found["outcome"], found["untested_groups"]) == (outcome, untested)
+
+    def test_what_needs_no_gpu_is_no_pass(self):
+        untested = gpu_run.untested_groups({"registry": {"passed": 15}, "norm": {"passed": 0}})
+        assert {"norm", "gemm", "gpu"} <= set(untested)
 
     def test_an_absent_sanitizer_is_said(self, tmp_path, capsys):
         environment = {"PATH": str(tmp_path), "CUDACXX": str(tmp_path / "nvcc")}
