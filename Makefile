@@ -79,6 +79,8 @@ include cuda.mk
 docs: $(STAMP_PACKAGE) ## rewrite docs/ops.md from the schema and the docstrings
 	$(RUN) scripts/gen_docs.py
 
+include gpu.mk
+
 clean: ## remove .venv, build and every cache
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,10 +6,12 @@ roofs (bench/roofs.py), which are measured in the same run.
 
 from __future__ import annotations
 
+import importlib
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import mambaquant_ext.ops
 
@@ -62,6 +64,16 @@ class Timing:
     best_us: float
 
 
+class Timer(Protocol):
+    """Times callables in turn: interleave on the CPU, bench.gpu_timer on a GPU."""
+
+    def __call__(
+        self, runs: dict[str, Callable[[], object]], seconds: float = ..., minimum_rounds: int = ...
+    ) -> dict[str, Timing]:
+        """As interleave."""
+        ...
+
+
 def interleave(
     runs: dict[str, Callable[[], object]], seconds: float = 0.5, minimum_rounds: int = 7
 ) -> dict[str, Timing]:
@@ -92,49 +104,79 @@ def interleave(
             for _ in range(calls[name]):
                 run()
             samples[name].append((time.perf_counter() - start) / calls[name] * 1e6)
-    return {name: _timing(values) for name, values in samples.items()}
+    return {name: timing_of(values) for name, values in samples.items()}
 
 
-def _timing(values: list[float]) -> Timing:
+def timing_of(values: list[float]) -> Timing:
+    """Of samples in microseconds, two at least."""
     lower, median, upper = statistics.quantiles(values, n=4)
     return Timing(median, lower, upper, min(values))
 
 
-def measure(case: BenchCase, seconds: float = 0.5, minimum_rounds: int = 7) -> dict[str, Timing]:
+def measure(
+    case: BenchCase, seconds: float = 0.5, minimum_rounds: int = 7, timer: Timer = interleave
+) -> dict[str, Timing]:
     """Checks the case, then times it as "ours" beside its baselines.
 
     Raises:
         AssertionError: the kernel is wrong; nothing has been timed then.
     """
     case.check()
-    return interleave({"ours": case.run, **case.baselines}, seconds, minimum_rounds)
+    return timer({"ours": case.run, **case.baselines}, seconds, minimum_rounds)
 
 
-def all_cases(preset: str, names: Collection[str] = ()) -> Iterator[BenchCase]:
-    """The cases of every group, made one at a time, since they hold their data.
+def optional(module: str, name: str) -> Callable[..., object] | None:
+    """A function of a package that a baseline needs, or None where it cannot be imported."""
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, OSError, RuntimeError):
+        return None
+    return found if callable(found) else None
+
+
+def groups_of(names: Collection[str] = ()) -> dict[str, list[str]]:
+    """Each wanted group of cases, with those of the names that are in it; all groups where there are no names.
 
     Args:
-        preset: "quick" or "full".
-        names: of groups ("norm") or operators ("rmsnorm_quantize"); none stands for all.
+        names: of groups ("norm") or operators ("rmsnorm_quantize").
 
     Raises:
         ValueError: a name that is neither.
     """
     from bench import ops
 
-    modules = {module.__name__.rpartition(".")[2]: module for module in ops.MODULES}
-    groups = {name: _group(name) for name in mambaquant_ext.ops.__all__}
+    groups = [module.__name__.rpartition(".")[2] for module in ops.MODULES]
+    of_operator = {name: group_of(name) for name in mambaquant_ext.ops.__all__}
     for name in names:
-        if name not in modules and name not in groups:
-            known = ", ".join([*modules, *groups])
+        if name not in groups and name not in of_operator:
+            known = ", ".join([*groups, *of_operator])
             raise ValueError(f"--op: expected one of {known}, got {name!r}")
-    for group, module in modules.items():
-        wanted = [name for name in names if group in (name, groups.get(name))]
-        if not names or wanted:
-            for case in module.cases(preset):
-                if not names or group in wanted or case.op in wanted:
-                    yield case
+    wanted = {g: [n for n in names if g in (n, of_operator.get(n))] for g in groups}
+    return {group: found for group, found in wanted.items() if found or not names}
 
 
-def _group(op: str) -> str:
+def group_cases(group: str, preset: str, names: Collection[str] = ()) -> Iterator[BenchCase]:
+    """The cases of a group, or of some of its operators, made one at a time, since they hold their data."""
+    module = importlib.import_module(f"bench.ops.{group}")
+    for case in module.cases(preset):
+        if not names or group in names or case.op in names:
+            yield case
+
+
+def all_cases(preset: str, names: Collection[str] = ()) -> Iterator[BenchCase]:
+    """The cases of every group.
+
+    Args:
+        preset: of shapes.py: "quick", "full", "gpu-quick" or "gpu".
+        names: as in groups_of; none stands for all.
+
+    Raises:
+        ValueError: a name that is neither a group nor an operator.
+    """
+    for group, wanted in groups_of(names).items():
+        yield from group_cases(group, preset, wanted)
+
+
+def group_of(op: str) -> str:
+    """The group of an operator: the module of its wrapper."""
     return str(getattr(mambaquant_ext.ops, op).__module__).rpartition(".")[2]

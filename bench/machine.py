@@ -109,7 +109,12 @@ def describe(pinned_cores: list[int]) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The checked-out commit; "-modified" where tracked files differ from it."""
+    """The checked-out commit; "-modified" where tracked files differ from it.
+
+    A copy without its history is told by MBQ_COMMIT.
+    """
+    if given := os.environ.get("MBQ_COMMIT"):
+        return given
     root = Path(__file__).parents[1]
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=-modified"]
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench import gpu_machine
 from bench.harness import BenchCase, Timing
 from bench.machine import place_of
 from bench.roofs import Roofs
@@ -36,12 +37,18 @@ def timing_values(timings: dict[str, Timing]) -> dict[str, Any]:
     }
 
 
-def case_row(case: BenchCase, timings: dict[str, Timing], roofs: Roofs) -> Row:
+def case_row(
+    case: BenchCase,
+    timings: dict[str, Timing],
+    roofs: Roofs,
+    place_of: Callable[[int], str] = place_of,
+) -> Row:
     """One line of a result.
 
     The roof's time is the longer of bytes over copy bandwidth (of the memory that the working set
     fits) and operations over the arithmetic rate. share_of_roof is that time over the median.
     bound says which of the two it is, or "call" where a call that does nothing takes longer still.
+    place_of names the memory that a working set fits, one of those in roofs.copy.
     """
     seconds = timings[OURS].median_us * 1e-6
     place = place_of(case.working_set)
@@ -127,7 +134,8 @@ def machine_lines(values: dict[str, Any]) -> list[str]:
     machine = values["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     load = machine["load_average"][0]
-    lines = [
+    lines = gpu_machine.lines(machine["gpu"]) if "gpu" in machine else []
+    lines += [
         f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads on cores "
         f"{machine['pinned_cores']}; L2 {machine['l2_bytes'] >> 10} KiB a core, "
         f"L3 {machine['l3_bytes'] >> 20} MiB",

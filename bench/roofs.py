@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bench.harness import interleave
+from bench.harness import Timer, interleave
 from bench.machine import cache_bytes, cold_bytes
 from mambaquant_ext import ops
 
@@ -52,31 +52,31 @@ def measure_roofs() -> Roofs:
     return Roofs(copy, arithmetic, call_microseconds())
 
 
-def copy_bandwidth(size_bytes: int) -> float:
+def copy_bandwidth(size_bytes: int, timer: Timer = interleave) -> float:
     """Bytes per second of a copy of so many bytes, read and write counted."""
     source = torch.ones(size_bytes // 4)
     target = torch.empty_like(source)
-    timing = interleave({"copy": lambda: target.copy_(source)}, PROBE_SECONDS)["copy"]
+    timing = timer({"copy": lambda: target.copy_(source)}, PROBE_SECONDS)["copy"]
     return 2 * size_bytes / (timing.best_us * 1e-6)
 
 
-def int8_gemm_rate(size: int = GEMM_SIZE) -> float:
+def int8_gemm_rate(size: int = GEMM_SIZE, timer: Timer = interleave) -> float:
     """Operations per second of torch._int_mm."""
     a = torch.ones(size, size, dtype=torch.int8)
     b = torch.ones(size, size, dtype=torch.int8).T
-    timing = interleave({"gemm": lambda: torch._int_mm(a, b)}, PROBE_SECONDS)["gemm"]
+    timing = timer({"gemm": lambda: torch._int_mm(a, b)}, PROBE_SECONDS)["gemm"]
     return 2 * size**3 / (timing.best_us * 1e-6)
 
 
-def float32_gemm_rate(size: int = GEMM_SIZE) -> float:
+def float32_gemm_rate(size: int = GEMM_SIZE, timer: Timer = interleave) -> float:
     """Operations per second of a float32 torch.mm, which is almost all fused multiply-adds."""
     a, b = torch.ones(size, size), torch.ones(size, size)
-    timing = interleave({"gemm": lambda: torch.mm(a, b)}, PROBE_SECONDS)["gemm"]
+    timing = timer({"gemm": lambda: torch.mm(a, b)}, PROBE_SECONDS)["gemm"]
     return 2 * size**3 / (timing.best_us * 1e-6)
 
 
-def call_microseconds() -> float:
+def call_microseconds(timer: Timer = interleave) -> float:
     """Of the dispatcher, the checks and the allocation: quantize of one element."""
     x, scale = torch.ones(1, 1), torch.ones(1)
-    timing = interleave({"call": lambda: ops.quantize(x, scale)}, PROBE_SECONDS)["call"]
+    timing = timer({"call": lambda: ops.quantize(x, scale)}, PROBE_SECONDS)["call"]
     return timing.best_us

@@ -24,6 +24,17 @@ M790 = LayerShape("mamba-790m", 1536, 3072, 96)
 M1400 = LayerShape("mamba-1.4b", 2048, 4096, 128)
 M2800 = LayerShape("mamba-2.8b", 2560, 5120, 160)
 
-MODELS = {"quick": [M130], "full": [DOCS, M130, M370, M790, M1400, M2800]}
-DECODE_TOKENS = {"quick": [1], "full": [1, 4, 16, 64]}
-PREFILL_TOKENS = {"quick": [512], "full": [128, 512, 2048, 4096]}
+# By preset of bench.run (quick, full) and of bench.gpu (gpu-quick, gpu).
+MODELS = {
+    "quick": [M130],
+    "full": [DOCS, M130, M370, M790, M1400, M2800],
+    "gpu-quick": [M130, M2800],
+    "gpu": [M130, M2800],
+}
+DECODE_TOKENS = {"quick": [1], "full": [1, 4, 16, 64], "gpu-quick": [1, 64], "gpu": [1, 8, 64]}
+PREFILL_TOKENS = {
+    "quick": [512],
+    "full": [128, 512, 2048, 4096],
+    "gpu-quick": [2048],
+    "gpu": [512, 2048],
+}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
-from bench.harness import BenchCase
+from bench.harness import BenchCase, optional
 from bench.shapes import DECODE_TOKENS, MODELS, PREFILL_TOKENS, LayerShape
 from mambaquant_ext import ops
 
@@ -39,6 +39,38 @@ def _check(arguments: dict[str, torch.Tensor]) -> None:
     assert torch.equal(state, expected_state)
 
 
+def _check_update(x: torch.Tensor, state: torch.Tensor, arguments: dict[str, torch.Tensor]) -> None:
+    from tests.reference import conv1d as reference
+    from tests.tolerances import assert_int8_close
+
+    expected_q, expected_state = reference.causal_conv1d_quantize(
+        x[:, None], **arguments, initial_state=state.clone()
+    )
+    q = ops.causal_conv1d_update_quantize(x, state, **arguments)
+    assert_int8_close(q, expected_q[:, 0])
+    assert torch.equal(state, expected_state)
+
+
+def _float_prefill(model: LayerShape, seqlen: int) -> dict[str, Callable[[], object]]:
+    """Of causal_conv1d, a GPU package, where it is installed."""
+    function = optional("causal_conv1d", "causal_conv1d_fn")
+    if function is None:
+        return {}
+    x = torch.randn(1, seqlen, model.dim).half().transpose(1, 2)  # token-major, as ours
+    weight, bias = torch.randn(model.dim, model.width).half(), torch.randn(model.dim).half()
+    return {"causal_conv1d float16": lambda: function(x, weight, bias, activation="silu")}
+
+
+def _float_decode(model: LayerShape, batch: int) -> dict[str, Callable[[], object]]:
+    function = optional("causal_conv1d", "causal_conv1d_update")
+    if function is None:
+        return {}
+    x, state = torch.randn(batch, model.dim).half(), torch.zeros(batch, model.dim, model.width)
+    weight, bias = torch.randn(model.dim, model.width).half(), torch.randn(model.dim).half()
+    state = state.half()
+    return {"causal_conv1d float16": lambda: function(x, state, weight, bias, activation="silu")}
+
+
 def _operations(model: LayerShape, elements: int) -> int:
     return (2 * model.width + OPERATIONS_BESIDE_TAPS) * elements
 
@@ -60,22 +92,26 @@ def _prefill(model: LayerShape, seqlen: int) -> BenchCase:
         lambda: _check(arguments),
         bytes_moved=2 * elements,
         operations=_operations(model, elements),
-        baselines={"torch float32": torch_float},
+        baselines={
+            "torch float32": torch_float,
+            **(_float_prefill(model, seqlen) if x.is_cuda else {}),
+        },
     )
 
 
 def _decode(model: LayerShape, batch: int) -> BenchCase:
     arguments = _arguments(model, batch, 1)
     x = arguments.pop("x")[:, 0]
-    state = torch.zeros(batch, model.width - 1, model.dim, dtype=torch.int8)
+    state = torch.randint(-127, 128, (batch, model.width - 1, model.dim), dtype=torch.int8)
     elements = batch * model.dim
     return BenchCase(
         "causal_conv1d_update_quantize",
         f"{model.name} batch {batch}",
         lambda: ops.causal_conv1d_update_quantize(x, state, **arguments),
-        lambda: _check({"x": x[:, None], **arguments}),
+        lambda: _check_update(x, state, arguments),
         bytes_moved=2 * model.width * elements,
         operations=_operations(model, elements),
+        baselines=_float_decode(model, batch) if x.is_cuda else {},
     )
 
 

@@ -52,6 +52,14 @@ def _linears(preset: str, token_counts: list[int]) -> Iterator[Linear]:
                 )
 
 
+def _float16(a: torch.Tensor, weight: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
+    """What the layer costs unquantized on a GPU; a CPU's float16 is nobody's baseline."""
+    if not a.is_cuda:
+        return {}
+    a_half, weight_half = a.half(), weight.half()
+    return {"torch float16": lambda: a_half @ weight_half.T}
+
+
 def _prefill(linear: Linear) -> Iterator[BenchCase]:
     from tests.reference import gemm as reference
 
@@ -59,7 +67,10 @@ def _prefill(linear: Linear) -> Iterator[BenchCase]:
     (m, k), n = a.shape, weight.shape[0]
     scales = (linear.a_scale, linear.b_scale)
     packed = ops.pack_gemm_weight(weight)
-    baselines = {"torch._int_mm, no epilogue": lambda: torch._int_mm(a, weight.T)}
+    baselines = {
+        "torch._int_mm, no epilogue": lambda: torch._int_mm(a, weight.T),
+        **_float16(a, weight),
+    }
 
     def case(
         op: str,
@@ -121,7 +132,7 @@ def _decode(linear: Linear) -> Iterator[BenchCase]:
         assert torch.equal(run(), reference.gemm_dequantize(a, weight, *scales))
 
     moved = m * k + packed.numel() + 4 * m * n
-    baselines = {"torch.sum of the same bytes": read}
+    baselines = {"torch.sum of the same bytes": read, **_float16(a, weight)}
     label = f"{linear.label} cold"
     yield BenchCase(
         "gemm_dequantize",

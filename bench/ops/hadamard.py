@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
-from bench.harness import BenchCase
+from bench.harness import BenchCase, optional
 from bench.shapes import DECODE_TOKENS, MODELS, PREFILL_TOKENS
 from mambaquant_ext import ops
 
@@ -21,6 +21,18 @@ def additions(dim: int) -> int:
     # 14 for the sums of a group of four, order / 4 - 1 for an output.
     base = 0.0 if odd == 1 else 14 / 4 + order / 4 - 1
     return int(dim * (math.log2(dim // order) + base))
+
+
+def _float_transform(x: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """Of fast_hadamard_transform, a GPU package, where it is installed and has the size."""
+    dim = x.shape[1]
+    odd = dim // (dim & -dim)
+    name = {1: "hadamard_transform", 3: "hadamard_transform_12N", 5: "hadamard_transform_20N",
+            7: "hadamard_transform_28N"}.get(odd)  # fmt: skip
+    function = optional("fast_hadamard_transform", name) if name and x.is_cuda else None
+    if function is None:
+        return {}
+    return {"fast_hadamard_transform": lambda: function(x, dim**-0.5)}
 
 
 def cases(preset: str) -> Iterator[BenchCase]:
@@ -79,4 +91,5 @@ def _shape_cases(model: str, tokens: int, dim: int, dtype: torch.dtype) -> Itera
         check_transform,
         bytes_moved=2 * width * x.numel(),
         operations=tokens * (additions(dim) + dim),
+        baselines=_float_transform(x),
     )

@@ -25,6 +25,13 @@ def cases(preset: str) -> Iterator[BenchCase]:
             def check(x=x, scale=scale) -> None:
                 assert torch.equal(ops.quantize(x, scale), reference.quantize(x, scale))
 
+            def check_dynamic(x=x) -> None:
+                found, expected = ops.quantize_dynamic(x, 0), reference.quantize_dynamic(x, 0)
+                assert all(map(torch.equal, found, expected))
+
+            def check_back(q=q, scale=scale) -> None:
+                assert torch.equal(ops.dequantize(q, scale), reference.dequantize(q, scale))
+
             yield BenchCase(
                 "quantize",
                 label,
@@ -42,7 +49,7 @@ def cases(preset: str) -> Iterator[BenchCase]:
                 "quantize_dynamic",
                 label,
                 lambda x=x: ops.quantize_dynamic(x, 0),
-                check,
+                check_dynamic,
                 bytes_moved=5 * x.numel(),
                 operations=6 * x.numel(),
             )
@@ -50,7 +57,7 @@ def cases(preset: str) -> Iterator[BenchCase]:
                 "dequantize",
                 label,
                 lambda q=q, scale=scale: ops.dequantize(q, scale),
-                check,
+                check_back,
                 bytes_moved=5 * x.numel(),
                 operations=2 * x.numel(),
                 baselines={"torch": lambda q=q, scale=scale: q.float() * scale},

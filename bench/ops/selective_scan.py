@@ -1,15 +1,15 @@
 """Bench cases of selective_scan and its update.
 
-There is no float baseline: a loop over time in eager torch is two orders of magnitude slower.
+There is no float baseline on a CPU: a loop over time in eager torch is two orders of magnitude slower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
-from bench.harness import BenchCase
+from bench.harness import BenchCase, optional
 from bench.shapes import DECODE_TOKENS, MODELS, PREFILL_TOKENS, LayerShape
 from mambaquant_ext import ops
 
@@ -20,7 +20,8 @@ Arguments = dict[str, torch.Tensor]
 # channel: softplus, skip and gate.
 OPERATIONS_PER_STATE = {"float": 21, "int8": 25, "rotated int8": 29}
 OPERATIONS_PER_CHANNEL = 60
-CHECKED_TOKENS = 16  # the reference loops over time
+CHECKED_CHANNELS = 64  # of every token; the reference loops over time
+BY_STATE = {"B", "B_scale", "C", "C_scale"}  # the arguments without a channel
 
 
 def _arguments(model: LayerShape, batch: int, seqlen: int) -> Arguments:
@@ -52,17 +53,45 @@ def _with_readout(arguments: Arguments, readout: str) -> Arguments:
     return {**arguments, "readout_scale": scale, "rotate_state": readout == "rotated int8"}
 
 
-def _check(arguments: Arguments) -> None:
-    """The first tokens, against float64, on all but 1 % of the elements (roundings that flip)."""
+def _check(run: Callable[[], object], arguments: Arguments, state: torch.Tensor | None) -> None:
+    """Some channels of every token, against float64, on all but 1 % of the elements (roundings that flip)."""
     from tests.reference import selective_scan as reference
 
-    sequences = {"x", "dt", "B", "C", "z"}
-    short = {k: v[:, :CHECKED_TOKENS] if k in sequences else v for k, v in arguments.items()}
-    y, state = ops.selective_scan(**short)
-    expected_y, expected_state = reference.selective_scan(**short)
-    for actual, expected in ((y, expected_y), (state, expected_state)):
-        close = (actual - expected).abs() <= 1e-5 * expected.abs().max()
-        assert close.double().mean() >= 0.99
+    dim = arguments["x"].shape[-1]
+    some = torch.linspace(0, dim - 1, min(dim, CHECKED_CHANNELS)).long()
+    fewer = {
+        k: v[..., some] if isinstance(v, torch.Tensor) and k not in BY_STATE else v
+        for k, v in arguments.items()
+    }
+    initial = None if state is None else state[..., some]
+    expected = reference.selective_scan(**fewer, initial_state=initial)
+    for actual, wanted in zip(run(), expected, strict=True):
+        close = (actual[..., some] - wanted).abs() <= 1e-5 * wanted.abs().max()
+        assert close.double().mean() >= 0.99, f"{close.double().mean():.2%} are close"
+
+
+def _float_prefill(arguments: Arguments) -> dict[str, Callable[[], object]]:
+    """Of mamba_ssm, a GPU package, where it is installed."""
+    function = optional("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
+    if function is None or not arguments["x"].is_cuda:
+        return {}
+    # Channels first and contiguous, as it wants them.
+    inputs = ((arguments[k] * 0.01).half() for k in ("x", "dt", "B", "C", "z"))
+    u, dt, B, C, z = (t.transpose(1, 2).contiguous() for t in inputs)
+    A, D, bias = arguments["A"].T.contiguous(), arguments["D"], arguments["dt_bias"]
+    return {"mamba_ssm float16": lambda: function(u, dt, A, B, C, D, z, bias, True)}
+
+
+def _float_decode(step: Arguments) -> dict[str, Callable[[], object]]:
+    function = optional("mamba_ssm.ops.triton.selective_state_update", "selective_state_update")
+    if function is None or not step["x"].is_cuda:
+        return {}
+    x, dt, B, C, z = ((step[k] * 0.01).half() for k in ("x", "dt", "B", "C", "z"))
+    A, D, bias = step["A"].T.contiguous(), step["D"], step["dt_bias"]
+    state = torch.zeros(x.shape[0], *A.shape)
+    return {
+        "mamba_ssm float16": lambda: function(state, x, dt, A, B, C, D, z, bias, dt_softplus=True)
+    }
 
 
 def _bytes(model: LayerShape, tokens: int, sequences: int) -> int:
@@ -81,9 +110,10 @@ def _prefill(model: LayerShape, seqlen: int, readout: str) -> BenchCase:
         "selective_scan",
         f"{model.name} {seqlen}x{model.dim} {readout}",
         lambda: ops.selective_scan(**arguments),
-        lambda: _check(arguments),
+        lambda: _check(lambda: ops.selective_scan(**arguments), arguments, None),
         bytes_moved=_bytes(model, seqlen, 1),
         operations=_operations(model, seqlen, readout),
+        baselines=_float_prefill(arguments),
     )
 
 
@@ -91,14 +121,20 @@ def _decode(model: LayerShape, batch: int, readout: str) -> BenchCase:
     arguments = _with_readout(_arguments(model, batch, 1), readout)
     sequences = {"x", "dt", "B", "C", "z"}
     step = {k: v[:, 0] if k in sequences else v for k, v in arguments.items()}
-    state = torch.zeros(batch, model.dstate, model.dim)
+    state = torch.randn(batch, model.dstate, model.dim)
+
+    def checked_step() -> tuple[torch.Tensor, torch.Tensor]:
+        after = state.clone()
+        return ops.selective_scan_update(after, **step)[:, None], after
+
     return BenchCase(
         "selective_scan_update",
         f"{model.name} batch {batch} {readout}",
         lambda: ops.selective_scan_update(state, **step),
-        lambda: _check(arguments),
+        lambda: _check(checked_step, arguments, state),
         bytes_moved=_bytes(model, batch, batch),
         operations=_operations(model, batch, readout),
+        baselines=_float_decode(step),
     )
 
 

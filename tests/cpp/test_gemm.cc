@@ -44,6 +44,12 @@ struct Problem {
     p.weight = weight.data();
     p.packed = packed.data();
     CHECK(cpu::pack_gemm_weight(p, threads).is_ok());
+    // Every byte is written, the padding too.
+    Buffer<int8_t> again(packed.size());
+    for (int64_t i = 0; i < again.size(); ++i) again[i] = static_cast<int8_t>(packed[i] + 1);
+    p.packed = again.data();
+    CHECK(cpu::pack_gemm_weight(p, threads).is_ok());
+    CHECK(same_bytes(again, packed));
     for (int64_t m = 0; m < c.m; ++m) {
       for (int64_t n = 0; n < c.n; ++n) {
         int32_t sum = 0;

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from mambaquant_ext._load import current_isa
 
-# Layout ids are the numbers of the instruction sets (csrc/cpu/isa.h).
+# Layout ids are the numbers of the instruction sets (csrc/cpu/isa.h), or kCudaGemmLayout (mambaquant/gemm.h).
 _ISA_NAMES = ("scalar", "avx2", "avx512_vnni")
+_CUDA_LAYOUT = 16
 
 
 def pack_gemm_weight(weight: Tensor) -> tuple[Tensor, int]:
@@ -145,7 +146,8 @@ def gemm_requantize(
 def _(weight: Tensor) -> tuple[Tensor, int]:
     n, k = weight.shape
     packed = weight.new_empty([(n + 31) // 32 * 32 * ((k + 15) // 16 * 16)])
-    return packed, _ISA_NAMES.index(current_isa())
+    is_cuda = weight.device.type == "cuda"
+    return packed, _CUDA_LAYOUT if is_cuda else _ISA_NAMES.index(current_isa())
 
 
 @torch.library.register_fake("mambaquant::gemm")
