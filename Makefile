@@ -23,14 +23,14 @@ STAMP_TOOLS := $(VENV)/.stamp-tools
 STAMP_PACKAGE := $(VENV)/.stamp-package
 
 # Folders are listed too, so that a deleted file counts as a change.
-CPP_SOURCES := $(shell find csrc tests/cpp -name '*.cc' -o -name '*.cpp' -o -name '*.h')
+CPP_SOURCES := $(shell find csrc tests/cpp -name '*.cc' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PACKAGE_SOURCES := CMakeLists.txt pyproject.toml LICENSE NOTICE README.md $(shell find cmake csrc) \
   $(shell find python -name '*.py' -o -name '*.pyi' -o -name '*.typed' -o -name '*.json')
 
 # One test process per core, each with one thread, is quicker than the reverse.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help demo ablation test test-slow lint format bench sanitize docs clean
+.PHONY: help demo ablation test test-cpu test-slow lint format bench sanitize docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -42,7 +42,9 @@ ablation: $(STAMP_PACKAGE) ## what each part of the method is worth, at 8, 6 and
 	@mkdir -p bench-output
 	$(RUN) -m bench.ablation --json bench-output/ablation.json
 
-test: lint sanitize $(STAMP_PACKAGE) ## lint, C++ tests under sanitizers, fast test tier
+test: lint sanitize test-cpu test-cuda ## all that runs without a GPU: lint, sanitizers, CPU tests, the CUDA backend
+
+test-cpu: $(STAMP_PACKAGE) ## fast test tier on the CPU
 	$(ONE_THREAD) $(RUN) -m pytest -q -n $(WORKERS) -m "not slow"
 
 test-slow: $(STAMP_PACKAGE) ## the sweeps that the fast tier leaves out
@@ -71,6 +73,8 @@ sanitize: $(STAMP_TOOLS) ## C++ tests of the kernels under AddressSanitizer and 
 	@$(CMAKE) --build $(SANITIZE_DIR) -- --quiet
 	@$(BIN)/ctest --test-dir $(SANITIZE_DIR) --output-on-failure --no-tests=error --quiet \
 	  && echo "C++ tests passed under AddressSanitizer and UndefinedBehaviorSanitizer"
+
+include cuda.mk
 
 docs: $(STAMP_PACKAGE) ## rewrite docs/ops.md from the schema and the docstrings
 	$(RUN) scripts/gen_docs.py

@@ -160,7 +160,10 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 def markdown(title: str, values: dict[str, Any], header: Sequence[str], body: Any) -> str:
     """The same table for a page."""
     lines = [f"# {title}", "", *(f"- {line}" for line in machine_lines(values)), ""]
-    lines.append(f"| {' | '.join(header)} |")
-    lines.append(f"| {' | '.join(['---'] * 2 + ['---:'] * (len(header) - 2))} |")
-    lines += [f"| {' | '.join(row)} |" for row in body]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *markdown_table(header, body)]) + "\n"
+
+
+def markdown_table(header: Sequence[str], body: Any) -> list[str]:
+    """The lines of a table; all columns but the first two are figures."""
+    aligned = ["---"] * 2 + ["---:"] * (len(header) - 2)
+    return [f"| {' | '.join(row)} |" for row in (header, aligned, *body)]

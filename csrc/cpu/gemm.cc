@@ -15,6 +15,8 @@
 // two cores: median 24 GB/s, where a plain sum of the bytes reads 21.
 #include "mambaquant/gemm.h"
 
+#include <cstring>
+
 #include "cpu/gemm_micro.h"
 #include "cpu/kernels.h"
 #include "cpu/simd/quant.h"
@@ -34,7 +36,7 @@ constexpr int64_t kPackGrainBytes = 65536;
 // and bytes.
 constexpr int64_t kThreadCycles = 10000, kProductsPerCycle = 128, kWeightBytesPerCycle = 8;
 
-int64_t padded_depth(int64_t k) { return round_up(k, kGemmDepthMultiple); }
+int64_t padded_depth(int64_t k) { return round_up(k, kGemmCpuDepthMultiple); }
 
 using TileProduct = void (*)(const RowT*, const int32_t*, const int8_t*, int64_t, int32_t*);
 
@@ -266,6 +268,8 @@ Status pack_gemm_weight(const PackGemmWeightParams& p, const Threads& threads) {
   const int64_t padded_k = padded_depth(p.k);
   const int64_t group = depth_group(padded_k);
   const int64_t padded_n = round_up(p.n, kGemmColumnMultiple);
+  const int64_t used = padded_n * padded_k;  // of the size that all backends share
+  std::memset(p.packed + used, 0, static_cast<size_t>(packed_gemm_weight_bytes(p.n, p.k) - used));
   threads.parallel_for(padded_n, kPackGrainBytes / (padded_k + 1) + 1,
                        [&](int64_t begin, int64_t end) {
                          for (int64_t n = begin; n < end; ++n) {

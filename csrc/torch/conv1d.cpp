@@ -78,7 +78,12 @@ std::tuple<Tensor, Tensor> causal_conv1d_quantize(
   p.initial_state = data_or_null<int8_t>(initial_state);
   p.final_state = final_state.data_ptr<int8_t>();
   p.reverse = reverse;
-  launch(op, [&](const Threads& threads) { return cpu::causal_conv1d_quantize(p, threads); });
+  launch(
+      op,
+      buffers_of(x, x_scale, weight, weight_scale, bias, out_scale, out_zero_point, initial_state,
+                 q, final_state),
+      [&](const Threads& threads) { return cpu::causal_conv1d_quantize(p, threads); },
+      [&](Stream stream) { return cuda::causal_conv1d_quantize(p, stream); });
   return {q, final_state};
 }
 
@@ -97,15 +102,21 @@ Tensor causal_conv1d_update_quantize(const Tensor& x, const Tensor& conv_state,
   CausalConv1dQuantizeParams p = make_params(x, c, q);
   p.initial_state = conv_state.const_data_ptr<int8_t>();
   p.final_state = conv_state.data_ptr<int8_t>();
-  launch(op, [&](const Threads& threads) { return cpu::causal_conv1d_quantize(p, threads); });
+  launch(
+      op,
+      buffers_of(x, conv_state, x_scale, weight, weight_scale, bias, out_scale, out_zero_point, q),
+      [&](const Threads& threads) { return cpu::causal_conv1d_quantize(p, threads); },
+      [&](Stream stream) { return cuda::causal_conv1d_quantize(p, stream); });
   return q;
+}
+
+void register_ops(torch::Library& m) {
+  m.impl("causal_conv1d_quantize", &causal_conv1d_quantize);
+  m.impl("causal_conv1d_update_quantize", &causal_conv1d_update_quantize);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(mambaquant, CPU, m) {
-  m.impl("causal_conv1d_quantize", &causal_conv1d_quantize);
-  m.impl("causal_conv1d_update_quantize", &causal_conv1d_update_quantize);
-}
+MBQ_REGISTER(register_ops)
 
 }  // namespace mambaquant::binding

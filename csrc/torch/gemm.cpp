@@ -14,18 +14,25 @@
 namespace mambaquant::binding {
 namespace {
 
-// A packing is read by the kernels of the instruction set that made it: its number is the layout
-// id.
-int64_t current_layout() { return static_cast<int64_t>(cpu::current_isa()); }
+// A packing is read by the kernels that made it: the number of the instruction set on the CPU, one
+// of its own on CUDA devices.
+int64_t layout_of(const Tensor& x) {
+  return by_backend(
+      x, [] { return static_cast<int64_t>(cpu::current_isa()); }, [] { return kCudaGemmLayout; });
+}
 
-void check_layout(OpName op, int64_t layout) {
-  if (layout == current_layout()) return;
-  const char* used = cpu::isa_name(cpu::current_isa());
-  const bool is_known = layout >= 0 && layout < cpu::kNumIsas;
-  const char* packed_for = is_known ? cpu::isa_name(static_cast<cpu::Isa>(layout)) : "unknown";
-  TORCH_CHECK_NOT_IMPLEMENTED(false, op.name, ": expected layout ", current_layout(), " (", used,
-                              ", the instruction set in use), got ", layout, " (", packed_for,
-                              "): pack the weight again with pack_gemm_weight under ", used);
+const char* layout_name(int64_t layout) {
+  if (layout == kCudaGemmLayout) return "cuda";
+  const bool is_isa = layout >= 0 && layout < cpu::kNumIsas;
+  return is_isa ? cpu::isa_name(static_cast<cpu::Isa>(layout)) : "unknown";
+}
+
+void check_layout(OpName op, const Tensor& a, int64_t layout) {
+  const int64_t used = layout_of(a);
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      layout == used, op.name, ": expected layout ", used, " (", layout_name(used),
+      ", which is in use), got ", layout, " (", layout_name(layout),
+      "): pack the weight again with pack_gemm_weight under ", layout_name(used));
 }
 
 void check_matrix(OpName op, const Tensor& t, at::ScalarType type, const char* name) {
@@ -43,7 +50,7 @@ struct Operands {
 Operands make_operands(OpName op, const Tensor& a, const Tensor& packed, int64_t layout,
                        int64_t n) {
   check_matrix(op, a, at::kChar, "a");
-  check_layout(op, layout);
+  check_layout(op, a, layout);
   TORCH_CHECK_VALUE(n >= 0, op.name, ": expected n of at least 0, got ", n);
   const int64_t bytes = packed_gemm_weight_bytes(n, a.size(1));
   check_dtype(op, packed, at::kChar, "packed");
@@ -61,7 +68,10 @@ Operands make_operands(OpName op, const Tensor& a, const Tensor& packed, int64_t
   p.a_stride_row = a.stride(0);
   p.a = a.const_data_ptr<int8_t>();
   p.packed = packed.const_data_ptr<int8_t>();
-  if (const int64_t size = gemm_workspace_bytes(p.m, p.k, at::get_num_threads()); size > 0) {
+  const int64_t size = by_backend(
+      a, [&] { return gemm_workspace_bytes(p.m, p.k, at::get_num_threads()); },
+      [&] { return cuda::gemm_workspace_bytes(p); });
+  if (size > 0) {
     operands.workspace = at::empty({size}, a.options());
     p.workspace = operands.workspace.data_ptr<int8_t>();
   }
@@ -103,8 +113,11 @@ std::tuple<Tensor, int64_t> pack_gemm_weight(const Tensor& weight) {
   p.weight = weight.const_data_ptr<int8_t>();
   Tensor packed = at::empty({packed_gemm_weight_bytes(p.n, p.k)}, weight.options());
   p.packed = packed.data_ptr<int8_t>();
-  const int64_t layout = current_layout();
-  launch(op, [&](const Threads& threads) { return cpu::pack_gemm_weight(p, threads); });
+  const int64_t layout = layout_of(weight);
+  launch(
+      op, buffers_of(weight, packed),
+      [&](const Threads& threads) { return cpu::pack_gemm_weight(p, threads); },
+      [&](Stream stream) { return cuda::pack_gemm_weight(p, stream); });
   return {packed, layout};
 }
 
@@ -115,7 +128,10 @@ Tensor gemm(const Tensor& a, const Tensor& packed, int64_t layout, int64_t n) {
   GemmParams p;
   p.operands = operands.params;
   p.acc = acc.data_ptr<int32_t>();
-  launch(op, [&](const Threads& threads) { return cpu::gemm(p, threads); });
+  launch(
+      op, buffers_of(a, packed, operands.workspace, acc),
+      [&](const Threads& threads) { return cpu::gemm(p, threads); },
+      [&](Stream stream) { return cuda::gemm(p, stream); });
   return acc;
 }
 
@@ -140,7 +156,11 @@ Tensor gemm_dequantize(const Tensor& a, const Tensor& packed, int64_t layout, co
   }
   Tensor out = at::empty({a.size(0), n}, a.options().dtype(dtype));
   p.out = out.data_ptr();
-  launch(op, [&](const Threads& threads) { return cpu::gemm_dequantize(p, threads); });
+  launch(
+      op,
+      buffers_of(a, packed, operands.workspace, a_scale, b_scale, acc_offset, bias, residual, out),
+      [&](const Threads& threads) { return cpu::gemm_dequantize(p, threads); },
+      [&](Stream stream) { return cuda::gemm_dequantize(p, stream); });
   return out;
 }
 
@@ -160,17 +180,24 @@ Tensor gemm_requantize(const Tensor& a, const Tensor& packed, int64_t layout, co
   p.out_zero_point = data_or_null<int32_t>(out_zero_point);
   Tensor q = at::empty({a.size(0), n}, a.options().dtype(at::kChar));
   p.q = q.data_ptr<int8_t>();
-  launch(op, [&](const Threads& threads) { return cpu::gemm_requantize(p, threads); });
+  launch(
+      op,
+      buffers_of(a, packed, operands.workspace, a_scale, b_scale, acc_offset, bias, out_scale,
+                 out_zero_point, q),
+      [&](const Threads& threads) { return cpu::gemm_requantize(p, threads); },
+      [&](Stream stream) { return cuda::gemm_requantize(p, stream); });
   return q;
 }
 
-}  // namespace
-
-TORCH_LIBRARY_IMPL(mambaquant, CPU, m) {
+void register_ops(torch::Library& m) {
   m.impl("pack_gemm_weight", &pack_gemm_weight);
   m.impl("gemm", &gemm);
   m.impl("gemm_dequantize", &gemm_dequantize);
   m.impl("gemm_requantize", &gemm_requantize);
 }
+
+}  // namespace
+
+MBQ_REGISTER(register_ops)
 
 }  // namespace mambaquant::binding

@@ -70,7 +70,10 @@ Tensor hadamard_transform(const Tensor& x, bool inverse) {
   HadamardParams p = make_params(op, x, inverse);
   Tensor y = at::empty(x.sizes(), x.options());
   p.y = y.data_ptr();
-  launch(op, [&](const Threads& threads) { return cpu::hadamard_transform(p, threads); });
+  launch(
+      op, buffers_of(x, y),
+      [&](const Threads& threads) { return cpu::hadamard_transform(p, threads); },
+      [&](Stream stream) { return cuda::hadamard_transform(p, stream); });
   return y;
 }
 
@@ -83,15 +86,20 @@ std::tuple<Tensor, Tensor> hadamard_quantize(const Tensor& x, const OptionalTens
   p.scale = data_or_null<float>(scale);
   p.q = q.data_ptr<int8_t>();
   p.scale_out = scale_out.data_ptr<float>();
-  launch(op, [&](const Threads& threads) { return cpu::hadamard_quantize(p, threads); });
+  launch(
+      op, buffers_of(x, scale, q, scale_out),
+      [&](const Threads& threads) { return cpu::hadamard_quantize(p, threads); },
+      [&](Stream stream) { return cuda::hadamard_quantize(p, stream); });
   return {q, scale_out};
+}
+
+void register_ops(torch::Library& m) {
+  m.impl("hadamard_transform", &hadamard_transform);
+  m.impl("hadamard_quantize", &hadamard_quantize);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(mambaquant, CPU, m) {
-  m.impl("hadamard_transform", &hadamard_transform);
-  m.impl("hadamard_quantize", &hadamard_quantize);
-}
+MBQ_REGISTER(register_ops)
 
 }  // namespace mambaquant::binding

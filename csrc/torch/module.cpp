@@ -9,6 +9,9 @@
 
 #include "cpu/isa.h"
 #include "torch/hadamard_sizes.h"
+#ifdef MBQ_WITH_SIMULATOR
+#include "torch/simulator.h"
+#endif
 
 namespace {
 
@@ -64,7 +67,19 @@ PYBIND11_MODULE(_C, m) {
   m.attr("version") = MBQ_VERSION;
   m.attr("torch_version") = MBQ_TORCH_VERSION;
   m.attr("compiler") = MBQ_COMPILER;
+#ifdef MBQ_WITH_CUDA
+  m.attr("has_cuda") = true;
+#else
   m.attr("has_cuda") = false;
+#endif
+#ifdef MBQ_WITH_SIMULATOR
+  m.def("set_simulating", &mambaquant::binding::set_simulating, pybind11::arg("on"));
+  m.def("is_simulating", &mambaquant::binding::is_simulating);
+  m.def("set_simulated_device", &mambaquant::binding::set_simulated_device, pybind11::arg("name"));
+  m.def("set_simulator_checks", &mambaquant::binding::set_simulator_checks, pybind11::arg("spec"));
+  m.def("simulator_stats", &mambaquant::binding::simulator_stats);
+  m.def("reset_simulator_stats", &mambaquant::binding::reset_simulator_stats);
+#endif
   m.def("built_isas", [] { return isa_names(&mambaquant::cpu::isa_is_built); });
   m.def("supported_isas", [] { return isa_names(&mambaquant::cpu::isa_is_supported); });
   m.def("current_isa",

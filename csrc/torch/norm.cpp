@@ -66,7 +66,10 @@ QuantizedNorm norm_quantize(OpName op, const NormArguments& a) {
     p.residual = a.residual->const_data_ptr();
     p.residual_out = residual.data_ptr();
   }
-  launch(op, [&](const Threads& threads) { return cpu::norm_quantize(p, threads); });
+  launch(
+      op, buffers_of(a.x, a.weight, a.bias, a.residual, a.scale, q, scale, residual),
+      [&](const Threads& threads) { return cpu::norm_quantize(p, threads); },
+      [&](Stream stream) { return cuda::norm_quantize(p, stream); });
   return {q, scale, residual};
 }
 
@@ -84,11 +87,13 @@ QuantizedNorm layernorm_quantize(const Tensor& x, const OptionalTensor& weight,
   return norm_quantize(OpName{"layernorm_quantize"}, {x, weight, bias, residual, scale, eps, true});
 }
 
-}  // namespace
-
-TORCH_LIBRARY_IMPL(mambaquant, CPU, m) {
+void register_ops(torch::Library& m) {
   m.impl("rmsnorm_quantize", &rmsnorm_quantize);
   m.impl("layernorm_quantize", &layernorm_quantize);
 }
+
+}  // namespace
+
+MBQ_REGISTER(register_ops)
 
 }  // namespace mambaquant::binding

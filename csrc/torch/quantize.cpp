@@ -59,7 +59,10 @@ Tensor quantize(const Tensor& x, const Tensor& scale, const OptionalTensor& zero
   QuantizeParams p = make_params(op, x, granularity, q);
   p.scale = scale.const_data_ptr<float>();
   p.zero_point = data_or_null<int32_t>(zero_point);
-  launch(op, [&](const Threads& threads) { return cpu::quantize(p, threads); });
+  launch(
+      op, buffers_of(x, scale, zero_point, q),
+      [&](const Threads& threads) { return cpu::quantize(p, threads); },
+      [&](Stream stream) { return cuda::quantize(p, stream); });
   return q;
 }
 
@@ -71,7 +74,10 @@ std::tuple<Tensor, Tensor> quantize_dynamic(const Tensor& x, std::optional<int64
   Tensor scale = at::empty({scale_count(granularity, x)}, x.options().dtype(at::kFloat));
   QuantizeParams p = make_params(op, x, granularity, q);
   p.scale_out = scale.data_ptr<float>();
-  launch(op, [&](const Threads& threads) { return cpu::quantize(p, threads); });
+  launch(
+      op, buffers_of(x, q, scale),
+      [&](const Threads& threads) { return cpu::quantize(p, threads); },
+      [&](Stream stream) { return cuda::quantize(p, stream); });
   return {q, scale};
 }
 
@@ -93,16 +99,21 @@ Tensor dequantize(const Tensor& q, const Tensor& scale, const OptionalTensor& ze
   p.scale = scale.const_data_ptr<float>();
   p.zero_point = data_or_null<int32_t>(zero_point);
   p.x = x.data_ptr();
-  launch(op, [&](const Threads& threads) { return cpu::dequantize(p, threads); });
+  launch(
+      op, buffers_of(q, scale, zero_point, x),
+      [&](const Threads& threads) { return cpu::dequantize(p, threads); },
+      [&](Stream stream) { return cuda::dequantize(p, stream); });
   return x;
 }
 
-}  // namespace
-
-TORCH_LIBRARY_IMPL(mambaquant, CPU, m) {
+void register_ops(torch::Library& m) {
   m.impl("quantize", &quantize);
   m.impl("quantize_dynamic", &quantize_dynamic);
   m.impl("dequantize", &dequantize);
 }
+
+}  // namespace
+
+MBQ_REGISTER(register_ops)
 
 }  // namespace mambaquant::binding

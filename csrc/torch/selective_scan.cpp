@@ -179,13 +179,24 @@ std::tuple<Tensor, Tensor> selective_scan(
   p.initial_state = data_or_null<float>(initial_state);
   p.final_state = final_state.data_ptr<float>();
   p.reverse = reverse;
-  p.chunk_size =
-      chunk_size > 0 ? chunk_size : cpu::selective_scan_chunk_size(p, at::get_num_threads());
-  const int64_t workspace_bytes = cpu::selective_scan_workspace_bytes(p);
+  p.chunk_size = chunk_size;
+  if (chunk_size == 0) {
+    p.chunk_size = by_backend(
+        x, [&] { return cpu::selective_scan_chunk_size(p, at::get_num_threads()); },
+        [&] { return cuda::selective_scan_chunk_size(p); });
+  }
+  const int64_t workspace_bytes = by_backend(
+      x, [&] { return cpu::selective_scan_workspace_bytes(p); },
+      [&] { return cuda::selective_scan_workspace_bytes(p); });
   Tensor workspace = at::empty({workspace_bytes / static_cast<int64_t>(sizeof(float))},
                                x.options().dtype(at::kFloat));
   p.workspace = workspace.data_ptr<float>();
-  launch(op, [&](const Threads& threads) { return cpu::selective_scan(p, threads); });
+  launch(
+      op,
+      buffers_of(x, x_scale, x_zero_point, dt, dt_bias, A, B, B_scale, C, C_scale, D, z, z_scale,
+                 gate_scale, readout_scale, initial_state, y, final_state, workspace),
+      [&](const Threads& threads) { return cpu::selective_scan(p, threads); },
+      [&](Stream stream) { return cuda::selective_scan(p, stream); });
   return {y, final_state};
 }
 
@@ -210,15 +221,22 @@ Tensor selective_scan_update(const Tensor& ssm_state, const Tensor& x, const Ten
   p.initial_state = ssm_state.const_data_ptr<float>();
   p.final_state = ssm_state.data_ptr<float>();
   p.chunk_size = 1;
-  launch(op, [&](const Threads& threads) { return cpu::selective_scan(p, threads); });
+  launch(
+      op,
+      buffers_of(x, x_scale, x_zero_point, dt, dt_bias, A, B, B_scale, C, C_scale, D, z, z_scale,
+                 gate_scale, readout_scale, ssm_state, y),
+      [&](const Threads& threads) { return cpu::selective_scan(p, threads); },
+      [&](Stream stream) { return cuda::selective_scan(p, stream); });
   return y;
+}
+
+void register_ops(torch::Library& m) {
+  m.impl("selective_scan", &selective_scan);
+  m.impl("selective_scan_update", &selective_scan_update);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(mambaquant, CPU, m) {
-  m.impl("selective_scan", &selective_scan);
-  m.impl("selective_scan_update", &selective_scan_update);
-}
+MBQ_REGISTER(register_ops)
 
 }  // namespace mambaquant::binding

@@ -54,6 +54,11 @@ def build_info() -> dict[str, str | bool]:
     return {"built_with_torch": _C.torch_version, "compiler": _C.compiler, "cuda": _C.has_cuda}
 
 
+def device_types() -> list[str]:
+    """Types of the devices that this build has kernels for: "cpu", and "cuda" where it has them."""
+    return ["cpu", "cuda"] if _C.has_cuda else ["cpu"]
+
+
 def hadamard_base(n: int) -> list[list[int]]:
     """The base matrix of the Hadamard transform of size n: rows of +1 and -1.
 

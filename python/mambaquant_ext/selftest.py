@@ -21,7 +21,7 @@ RELATIVE_ERROR = 1e-5
 class _Inputs:
     """Seeded inputs in the shapes of one small block."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         generator = torch.Generator().manual_seed(1)
 
         def normal(*shape: int) -> Tensor:
@@ -43,6 +43,8 @@ class _Inputs:
         self.z = int8(1, TOKENS, DIM)
         self.conv_state = int8(1, WIDTH - 1, DIM)
         self.ssm_state = normal(1, DSTATE, DIM)
+        for name, tensor in vars(self).items():
+            setattr(self, name, tensor.to(device))
 
     def conv(self) -> tuple[Tensor, Tensor]:
         """(1, TOKENS, DIM) int8 on channel_scale, and the definition's value in units of it."""
@@ -74,13 +76,16 @@ class _Inputs:
         return torch.stack(outputs, 1) * z * torch.sigmoid(z)
 
 
-def self_test() -> dict[str, str]:
-    """Runs every kernel on the instruction set in use.
+def self_test(device: str = "cpu") -> dict[str, str]:
+    """Runs every kernel, on the CPU on the instruction set in use.
+
+    Args:
+        device: "cpu" or a CUDA device.
 
     Returns:
         Kernel name to "ok", or to what was wrong.
     """
-    inputs = _Inputs()
+    inputs = _Inputs(device)
     return {name: _outcome(check, inputs) for name, check in _CHECKS.items()}
 
 
@@ -138,12 +143,14 @@ def _layernorm(i: _Inputs) -> str:
 
 
 def _hadamard_transform(i: _Inputs) -> str:
-    return _float_close(ops.hadamard_transform(i.x), i.x.double() @ ops.hadamard_matrix(DIM))
+    return _float_close(
+        ops.hadamard_transform(i.x), i.x.double() @ ops.hadamard_matrix(DIM).to(i.x.device)
+    )
 
 
 def _hadamard_quantize(i: _Inputs) -> str:
     q, _ = ops.hadamard_quantize(i.x, i.scale)
-    return _int8_close(q, i.x.double() @ ops.hadamard_matrix(DIM) / i.scale)
+    return _int8_close(q, i.x.double() @ ops.hadamard_matrix(DIM).to(i.x.device) / i.scale)
 
 
 def _accumulators(i: _Inputs) -> Tensor:

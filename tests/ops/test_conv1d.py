@@ -17,7 +17,7 @@ def seeded(seed):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_equals_reference(case, isa, generator):
+def test_equals_reference(case, ops, generator):
     arguments = case.make(generator)
     q, final_state = ops.causal_conv1d_quantize(**arguments)
     expected_q, expected_state = reference.causal_conv1d_quantize(**arguments)
@@ -26,7 +26,7 @@ def test_equals_reference(case, isa, generator):
     assert q.is_contiguous()
 
 
-def test_the_integer_sum_is_exact(isa, generator):
+def test_the_integer_sum_is_exact(ops, generator):
     """The bias takes acc back to 100 + channel % 20, where SiLU is the identity: every unit of acc
     shows."""
     dim = 2000
@@ -40,7 +40,7 @@ def test_the_integer_sum_is_exact(isa, generator):
 
 
 @pytest.mark.parametrize(("asymmetric", "qmin"), [(False, -127), (True, -128)])
-def test_saturates_at_the_ends_of_the_grid(asymmetric, qmin, isa, generator):
+def test_saturates_at_the_ends_of_the_grid(asymmetric, qmin, ops, generator):
     """SiLU goes down to -0.278, which is far below the grid of an out_scale of 0.0005."""
     arguments = ConvCase("", seqlen=40, asymmetric=asymmetric).make(generator)
     arguments["out_scale"] = torch.full((33,), 0.0005)
@@ -53,7 +53,7 @@ def test_saturates_at_the_ends_of_the_grid(asymmetric, qmin, isa, generator):
     st.integers(1, 3), st.integers(1, 140), st.integers(1, 70), st.sampled_from([2, 3, 4]),
     st.booleans(), st.integers(0, 2**31), st.data(),
 )  # fmt: skip
-def test_a_split_sequence_equals_the_whole(batch, seqlen, dim, width, reverse, seed, data):
+def test_a_split_sequence_equals_the_whole(ops, batch, seqlen, dim, width, reverse, seed, data):
     cut = data.draw(st.integers(0, seqlen))
     case = ConvCase("", batch, seqlen, dim, width, state=True, reverse=reverse)
     arguments = case.make(seeded(seed))
@@ -69,7 +69,7 @@ def test_a_split_sequence_equals_the_whole(batch, seqlen, dim, width, reverse, s
 
 
 @given(st.integers(1, 5), st.integers(1, 70), st.sampled_from([2, 3, 4]), st.integers(0, 2**31))
-def test_updates_equal_the_full_sequence(batch, dim, width, seed):
+def test_updates_equal_the_full_sequence(ops, batch, dim, width, seed):
     arguments = ConvCase("", batch, 6, dim, width, state=True).make(seeded(seed))
     q, final_state = ops.causal_conv1d_quantize(**arguments)
     x, state = arguments.pop("x"), arguments.pop("initial_state")
@@ -80,7 +80,7 @@ def test_updates_equal_the_full_sequence(batch, dim, width, seed):
     assert_equal(state, final_state)
 
 
-def test_reverse_is_the_walk_over_the_flipped_sequence(isa, generator):
+def test_reverse_is_the_walk_over_the_flipped_sequence(ops, generator):
     arguments = ConvCase("", seqlen=70, dim=40, state=True).make(generator)
     q, final_state = ops.causal_conv1d_quantize(**arguments)
     flipped = {**arguments, "x": arguments["x"].flip(1), "reverse": True}
@@ -89,7 +89,7 @@ def test_reverse_is_the_walk_over_the_flipped_sequence(isa, generator):
     assert_equal(state_flipped, final_state)
 
 
-def test_causality(isa, generator):
+def test_causality(ops, generator):
     """A token changes itself and the width - 1 tokens after it, and nothing else."""
     arguments = ConvCase("", batch=1, seqlen=100, dim=48, width=3).make(generator)
     before, _ = ops.causal_conv1d_quantize(**arguments)
@@ -100,7 +100,7 @@ def test_causality(isa, generator):
     assert changed == [61, 62, 63]
 
 
-def test_batch_and_thread_invariance(isa, generator):
+def test_batch_and_thread_invariance(ops, generator):
     arguments = ConvCase("", batch=5, seqlen=130, dim=150).make(generator)
     q, _ = ops.causal_conv1d_quantize(**arguments)
     x = arguments.pop("x")

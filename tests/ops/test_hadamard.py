@@ -58,7 +58,7 @@ def test_reference_transform_is_the_dense_product(generator):
 
 
 @pytest.mark.parametrize("inverse", [False, True])
-def test_every_size_is_exact_on_integers(inverse, isa, generator):
+def test_every_size_is_exact_on_integers(inverse, ops, generator):
     """Sums of small integers are exact in any order: equal bits, float32 1 / sqrt(n) included."""
     for size in ALL_SIZES:
         x = torch.randint(-9, 10, (2, size), generator=generator).float()
@@ -74,7 +74,7 @@ def test_every_size_is_exact_on_integers(inverse, isa, generator):
 
 @named
 @pytest.mark.parametrize("inverse", [False, True])
-def test_transform_matches_reference(case, inverse, isa, generator):
+def test_transform_matches_reference(case, inverse, ops, generator):
     x, _ = case.make(generator)
     expected = reference.transform(x, inverse)
     assert_float_close(ops.hadamard_transform(x, inverse), expected, expected.to(x.dtype))
@@ -82,7 +82,7 @@ def test_transform_matches_reference(case, inverse, isa, generator):
 
 
 @named
-def test_quantize_matches_reference(case, isa, generator):
+def test_quantize_matches_reference(case, ops, generator):
     x, scale = case.make(generator)
     q, scale_out = ops.hadamard_quantize(x, scale)
     expected_q, expected_scale = reference.hadamard_quantize(x, scale)
@@ -93,7 +93,7 @@ def test_quantize_matches_reference(case, isa, generator):
 @given(
     st.sampled_from([n for n in ALL_SIZES if n <= 4096]), st.integers(1, 4), st.integers(0, 2**31)
 )
-def test_rotation_keeps_norms_and_inverts(size, tokens, seed):
+def test_rotation_keeps_norms_and_inverts(ops, size, tokens, seed):
     generator = torch.Generator().manual_seed(seed)
     x = inputs.with_outlier_channels((tokens, size), generator)
     y = ops.hadamard_transform(x)

@@ -1,5 +1,7 @@
 """rmsnorm_quantize, layernorm_quantize: one int8 step from the reference, properties, errors."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +14,7 @@ from reference import norm as reference
 from tolerances import assert_equal, assert_int8_close, assert_scales_close
 
 
-def call_op(subtract_mean, x, weight=None, bias=None, residual=None, scale=None, eps=1e-5):
+def call_op(ops, subtract_mean, x, weight=None, bias=None, residual=None, scale=None, eps=1e-5):
     if subtract_mean:
         return ops.layernorm_quantize(x, weight, bias, residual, scale, eps)
     return ops.rmsnorm_quantize(x, weight, residual, scale, eps)
@@ -23,11 +25,11 @@ both_norms = pytest.mark.parametrize("subtract_mean", [False, True], ids=["rms",
 
 @both_norms
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_norm_quantize_matches_reference(case, subtract_mean, isa, generator):
+def test_norm_quantize_matches_reference(case, subtract_mean, ops, generator):
     arguments = case.make(generator)
     if not subtract_mean:
         arguments["bias"] = None
-    q, scale, residual = call_op(subtract_mean, **arguments)
+    q, scale, residual = call_op(ops, subtract_mean, **arguments)
     expected_q, expected_scale, expected_residual = reference.norm_quantize(
         **arguments, subtract_mean=subtract_mean
     )
@@ -43,40 +45,42 @@ def test_norm_quantize_matches_reference(case, subtract_mean, isa, generator):
     st.sampled_from(inputs.FLOAT_DTYPES),
     st.integers(0, 2**31),
 )
-def test_rows_are_independent_and_static_equals_dynamic(subtract_mean, tokens, dim, dtype, seed):
+def test_rows_are_independent_and_static_equals_dynamic(
+    ops, subtract_mean, tokens, dim, dtype, seed
+):
     generator = torch.Generator().manual_seed(seed)
     x = inputs.with_outlier_channels((tokens, dim), generator, dtype)
     weight = inputs.normal((dim,), generator)
     bias = inputs.normal((dim,), generator) if subtract_mean else None
     residual = inputs.normal((tokens, dim), generator, dtype)
-    q, scale, stored = call_op(subtract_mean, x, weight, bias, residual)
+    q, scale, stored = call_op(ops, subtract_mean, x, weight, bias, residual)
     for t in range(tokens):
         row = slice(t, t + 1)
-        alone = call_op(subtract_mean, x[row], weight, bias, residual[row])
+        alone = call_op(ops, subtract_mean, x[row], weight, bias, residual[row])
         assert torch.equal(alone[0], q[row])
         assert torch.equal(alone[1], scale[row])
-        static = call_op(subtract_mean, x[row], weight, bias, residual[row], scale[row])
+        static = call_op(ops, subtract_mean, x[row], weight, bias, residual[row], scale[row])
         assert torch.equal(static[0], q[row])
     # What is normalised is what was stored, rounding included.
-    again = call_op(subtract_mean, stored, weight, bias)
+    again = call_op(ops, subtract_mean, stored, weight, bias)
     assert torch.equal(again[0], q)
     assert torch.equal(again[1], scale)
 
 
 @both_norms
 @given(st.integers(1, 100), st.integers(-20, 20), st.integers(0, 2**31))
-def test_powers_of_two_and_signs_pass_through(subtract_mean, dim, exponent, seed):
+def test_powers_of_two_and_signs_pass_through(ops, subtract_mean, dim, exponent, seed):
     x = torch.randn(3, dim, generator=torch.Generator().manual_seed(seed))
     x[:, 0] += 1.0  # keeps the variance of one column from being 0
     x = torch.cat([x, -x[:, :1]], dim=1)
-    q, scale, _ = call_op(subtract_mean, x, eps=0.0)
-    scaled_q, scaled_scale, _ = call_op(subtract_mean, x * 2.0**exponent, eps=0.0)
+    q, scale, _ = call_op(ops, subtract_mean, x, eps=0.0)
+    scaled_q, scaled_scale, _ = call_op(ops, subtract_mean, x * 2.0**exponent, eps=0.0)
     assert torch.equal(scaled_q, q)
     assert torch.equal(scaled_scale, scale)
-    assert torch.equal(call_op(subtract_mean, -x, eps=0.0)[0], -q)
+    assert torch.equal(call_op(ops, subtract_mean, -x, eps=0.0)[0], -q)
 
 
-def test_layernorm_ignores_a_shift_and_large_means_do_not_cancel(isa):
+def test_layernorm_ignores_a_shift_and_large_means_do_not_cancel(ops):
     """Integers with exact sums: the same bits after a shift, unlike with E[x^2] - mean^2."""
     generator = torch.Generator().manual_seed(7)
     x = torch.randint(-8, 9, (4, 256), generator=generator).float()
@@ -102,11 +106,13 @@ def test_traces_and_passes_opcheck(subtract_mean, generator):
     x = inputs.normal((4, 24), generator, torch.float16)
     weight = torch.ones(24)
     residual = inputs.normal((4, 24), generator)
-    compiled = torch.compile(call_op, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(partial(call_op, ops), fullgraph=True, backend="aot_eager")
     for scale in (None, torch.tensor([0.02])):
         for given_residual in (None, residual):
             arguments = (subtract_mean, x, weight, None, given_residual, scale)
-            for actual, expected in zip(compiled(*arguments), call_op(*arguments), strict=True):
+            for actual, expected in zip(
+                compiled(*arguments), call_op(ops, *arguments), strict=True
+            ):
                 assert_equal(actual, expected)
             op = torch.ops.mambaquant
             if subtract_mean:
@@ -157,7 +163,7 @@ X = torch.zeros(4, 6)
 def test_bad_arguments_are_named(subtract_mean, arguments, error, message):
     name = "layernorm_quantize" if subtract_mean else "rmsnorm_quantize"
     with pytest.raises(error, match=f"{name}: {message}"):
-        call_op(subtract_mean, **{"x": X, **arguments})
+        call_op(ops, subtract_mean, **{"x": X, **arguments})
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ named = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 @named
-def test_quantize_equals_reference(case, isa, generator):
+def test_quantize_equals_reference(case, ops, generator):
     x, scale, zero_point = case.make(generator)
     assert_equal(
         ops.quantize(x, scale, zero_point, case.axis),
@@ -24,7 +24,7 @@ def test_quantize_equals_reference(case, isa, generator):
 
 
 @named
-def test_quantize_dynamic_equals_reference(case, isa, generator):
+def test_quantize_dynamic_equals_reference(case, ops, generator):
     x, _, _ = case.make(generator)
     q, scale = ops.quantize_dynamic(x, case.axis)
     expected_q, expected_scale = reference.quantize_dynamic(x, case.axis)
@@ -33,7 +33,7 @@ def test_quantize_dynamic_equals_reference(case, isa, generator):
 
 
 @named
-def test_dequantize_equals_reference(case, isa, generator):
+def test_dequantize_equals_reference(case, ops, generator):
     x, scale, zero_point = case.make(generator)
     q = inputs.int8(case.shape, generator)
     q = inputs.offset_view(q) if case.offset else q
@@ -44,7 +44,7 @@ def test_dequantize_equals_reference(case, isa, generator):
 
 
 @pytest.mark.parametrize("dtype", inputs.FLOAT_DTYPES)
-def test_every_half_bit_pattern_quantizes_alike(dtype, isa):
+def test_every_half_bit_pattern_quantizes_alike(dtype, ops):
     """Conversion from float16 and bfloat16 is exact for all 65,536 patterns, NaN included."""
     if dtype == torch.float32:
         bits = torch.arange(0, 2**32, 65521, dtype=torch.int64).to(torch.int32)
@@ -56,7 +56,7 @@ def test_every_half_bit_pattern_quantizes_alike(dtype, isa):
 
 
 @given(st.integers(1, 9), st.integers(1, 70), st.floats(1e-6, 1e6), st.integers(0, 2**31))
-def test_error_is_at_most_half_a_step_and_sign_symmetric(tokens, dim, spread, seed):
+def test_error_is_at_most_half_a_step_and_sign_symmetric(ops, tokens, dim, spread, seed):
     x = torch.randn(tokens, dim, generator=torch.Generator().manual_seed(seed)) * spread
     q, scale = ops.quantize_dynamic(x, 0)
     assert ((ops.dequantize(q, scale, None, 0) - x).abs() <= scale[:, None] * 0.5001).all()
@@ -66,7 +66,7 @@ def test_error_is_at_most_half_a_step_and_sign_symmetric(tokens, dim, spread, se
     assert torch.equal(ops.quantize(x[permutation], scale[permutation], None, 0), q[permutation])
 
 
-def test_zero_is_exact_with_any_zero_point(isa):
+def test_zero_is_exact_with_any_zero_point(ops):
     x, scale = torch.zeros(2, 50), torch.tensor([0.3])
     for zero_point in (-128, -1, 0, 77, 127):
         zero = torch.tensor([zero_point], dtype=torch.int32)

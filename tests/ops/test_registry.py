@@ -54,6 +54,18 @@ def test_kernel(name):
 
 
 @every_op
+def test_cuda_launcher(name):
+    """The binding hands both backends' launchers the same params."""
+    text = source("csrc", "torch", f"{STEMS[name]}.cpp")
+    cpu = set(re.findall(r"\bcpu::(\w+)\(p, threads\)", text))
+    cuda = set(re.findall(r"\bcuda::(\w+)\(p, stream\)", text))
+    assert cpu == cuda != set()
+    kernels = source("csrc", "cuda", f"{STEMS[name]}.cu")
+    for launcher in cuda:
+        assert re.search(rf"^Status {launcher}\(const ", kernels, re.MULTILINE), launcher
+
+
+@every_op
 def test_fake(name):
     assert f'register_fake("mambaquant::{name}")' in source(
         "python", "mambaquant_ext", "ops", f"{STEMS[name]}.py"

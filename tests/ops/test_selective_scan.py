@@ -31,7 +31,7 @@ def arguments_of(case, generator, readout="float"):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_equals_reference(case, isa, generator):
+def test_equals_reference(case, ops, generator):
     arguments = case.make(generator)
     y, state = ops.selective_scan(**arguments, chunk_size=case.chunk_size, dtype=case.dtype)
     expected_y, expected_state = reference.selective_scan(**arguments)
@@ -55,7 +55,7 @@ READOUT_CASES = [
 
 @pytest.mark.parametrize("readout", ["int8", "rotated"])
 @pytest.mark.parametrize("case", READOUT_CASES, ids=lambda case: case.name)
-def test_int8_readout_equals_reference(case, readout, isa, generator):
+def test_int8_readout_equals_reference(case, readout, ops, generator):
     arguments = arguments_of(case, generator, readout)
     y, state = ops.selective_scan(**arguments, chunk_size=case.chunk_size, dtype=case.dtype)
     expected, expected_state = reference.selective_scan(**arguments)
@@ -74,7 +74,7 @@ def test_int8_readout_equals_reference(case, readout, isa, generator):
 
 
 @pytest.mark.parametrize("readout", ["int8", "rotated"])
-def test_int8_readout_is_close_to_the_float_readout(readout, isa, generator):
+def test_int8_readout_is_close_to_the_float_readout(readout, ops, generator):
     case = ScanCase("", seqlen=130, dim=64, optional=False, z_dtype=None, state=False)
     arguments = arguments_of(case, generator, readout)
     y, _ = ops.selective_scan(**arguments)
@@ -92,7 +92,7 @@ def test_int8_readout_is_close_to_the_float_readout(readout, isa, generator):
 
 @pytest.mark.parametrize("dstate", [1, 4, 16, 64])
 @pytest.mark.parametrize("rotate_state", [False, True])
-def test_int8_readout_is_exact_on_exact_states(dstate, rotate_state, isa, generator):
+def test_int8_readout_is_exact_on_exact_states(dstate, rotate_state, ops, generator):
     """softplus(32) is 32 and exp(0) is 1 in float32, so that with powers of two as scales every
     state is an integer times 2^-8: products, ties and saturation of the read-out must come out
     exactly."""
@@ -125,7 +125,7 @@ def test_int8_readout_is_exact_on_exact_states(dstate, rotate_state, isa, genera
     st.sampled_from(READOUTS), st.booleans(), st.integers(0, 2**31), st.data(),
 )  # fmt: skip
 def test_a_split_sequence_equals_the_whole(
-    batch, seqlen, dim, dstate, readout, reverse, seed, data
+    ops, batch, seqlen, dim, dstate, readout, reverse, seed, data
 ):
     cut = data.draw(st.integers(0, seqlen))
     case = ScanCase("", batch, seqlen, dim, dstate, reverse=reverse)
@@ -151,7 +151,7 @@ def update_arguments(arguments, t):
 
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("dstate", [8, 16])
-def test_updates_equal_the_full_sequence(readout, dstate, isa, generator):
+def test_updates_equal_the_full_sequence(readout, dstate, ops, generator):
     for dim in (1, 16, 37):
         arguments = arguments_of(ScanCase("", 3, 12, dim, dstate), generator, readout)
         y, final_state = ops.selective_scan(**arguments, chunk_size=IN_SEQUENCE)
@@ -164,7 +164,7 @@ def test_updates_equal_the_full_sequence(readout, dstate, isa, generator):
 
 
 @pytest.mark.parametrize("readout", READOUTS)
-def test_batch_and_thread_invariance(readout, isa, generator):
+def test_batch_and_thread_invariance(readout, ops, generator):
     arguments = arguments_of(ScanCase("", 4, 70, 100), generator, readout)
     y, state = ops.selective_scan(**arguments, chunk_size=IN_SEQUENCE)
     threads = torch.get_num_threads()
@@ -180,7 +180,7 @@ def test_batch_and_thread_invariance(readout, isa, generator):
         assert_equal(state_one, state[b : b + 1])
 
 
-def test_reverse_is_the_walk_over_the_flipped_sequence(isa, generator):
+def test_reverse_is_the_walk_over_the_flipped_sequence(ops, generator):
     arguments = ScanCase("", seqlen=70, dim=40).make(generator)
     y, state = ops.selective_scan(**arguments, chunk_size=IN_SEQUENCE)
     flipped = {k: v.flip(1) if k in {"x", "dt", "B", "C", "z"} else v for k, v in arguments.items()}
@@ -193,7 +193,7 @@ def test_reverse_is_the_walk_over_the_flipped_sequence(isa, generator):
 
 @pytest.mark.parametrize("chunk_size", [IN_SEQUENCE, 16])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_causality(chunk_size, reverse, isa, generator):
+def test_causality(chunk_size, reverse, ops, generator):
     arguments = ScanCase("", batch=1, seqlen=100, dim=20, reverse=reverse).make(generator)
     before, _ = ops.selective_scan(**arguments, chunk_size=chunk_size)
     arguments["x"] = arguments["x"].clone()
@@ -205,7 +205,7 @@ def test_causality(chunk_size, reverse, isa, generator):
 
 
 @pytest.mark.parametrize("dstate", [5, 16])
-def test_a_vanishing_step_keeps_the_state(dstate, isa, generator):
+def test_a_vanishing_step_keeps_the_state(dstate, ops, generator):
     arguments = ScanCase("", seqlen=20, dim=40, dstate=dstate).make(generator)
     arguments["dt"] = torch.full_like(arguments["dt"], -50.0)
     arguments["initial_state"] = (
@@ -215,7 +215,7 @@ def test_a_vanishing_step_keeps_the_state(dstate, isa, generator):
     assert_equal(state, arguments["initial_state"])
 
 
-def test_is_affine_in_the_initial_state(isa, generator):
+def test_is_affine_in_the_initial_state(ops, generator):
     arguments = ScanCase("", seqlen=10, dim=40, dt_dtype=torch.float32).make(generator)
     state = arguments.pop("initial_state")
     y = [

@@ -233,8 +233,14 @@ def test_quantized_model_equals_the_transformers_one(fused_add_norm, fidelity):
     assert type(theirs) is MambaLMHeadModel
     assert all(type(layer) is QuantMambaSsmBlock for layer in theirs.backbone.layers)
     ids = tokens(3, 11)
-    assert_equal(theirs(ids).logits, logits(model, ids))
-    assert_equal(theirs(ids, num_last_tokens=1).logits, logits(model, ids)[:, -1:])
+    for actual, expected in (
+        (theirs(ids).logits, logits(model, ids)),
+        (theirs(ids, num_last_tokens=1).logits, logits(model, ids)[:, -1:]),
+    ):
+        if fidelity is Fidelity.INTEGER:
+            assert_equal(actual, expected)
+        else:
+            assert sqnr_db(actual, expected) >= MODEL_SQNR_DB["emulated, twice"]
     assert sqnr_db(theirs(ids).logits, logits(tiny_model(), ids)) >= MODEL_SQNR_DB["tiny w8a8"]
 
 

@@ -32,4 +32,8 @@ namespace cpu {
 Status causal_conv1d_quantize(const CausalConv1dQuantizeParams& p, const Threads& threads);
 }  // namespace cpu
 
+namespace cuda {
+Status causal_conv1d_quantize(const CausalConv1dQuantizeParams& p, Stream stream);
+}  // namespace cuda
+
 }  // namespace mambaquant

@@ -12,14 +12,19 @@
 
 namespace mambaquant {
 
-// The packed weight has the size of (N, K) padded to these multiples, on every ISA; what stands
-// where is the ISA's own affair (cpu/gemm_micro.h), and the layout id is the ISA's number.
+// The packed weight has the size of (N, K) padded to these multiples, on every ISA and device; what
+// stands where is the kernels' own affair (cpu/gemm_micro.h, cuda/gemm.cu). The layout id is the
+// ISA's number, or kCudaGemmLayout.
 inline constexpr int64_t kGemmColumnMultiple = 32;
-inline constexpr int64_t kGemmDepthMultiple = 4;
+inline constexpr int64_t kGemmDepthMultiple = 16;
+inline constexpr int64_t kCudaGemmLayout = 16;
 
 // With an acc_offset the difference acc - acc_offset must fit int32 too: 255 * 127 *
 // kMaxKWithOffset < 2^31.
 inline constexpr int64_t kMaxKWithOffset = kMaxK / 2;
+
+// What the CPU kernels pad K to within the packed weight and in repacked activations.
+inline constexpr int64_t kGemmCpuDepthMultiple = 4;
 
 // Repacked activations that a thread holds at a time (half of a 2 MB L2), and what it takes from
 // the stack without asking for a workspace.
@@ -83,7 +88,7 @@ constexpr int64_t packed_gemm_weight_bytes(int64_t n, int64_t k) {
 // Each thread repacks a block of rows at a time: kGemmBlockBytes of them, give or take two tiles,
 // as int16 at most, behind one int32 a row. 0 where that fits the stack.
 constexpr int64_t gemm_scratch_bytes(int64_t m, int64_t k) {
-  const int64_t row_bytes = round_up(k, kGemmDepthMultiple) * 2;
+  const int64_t row_bytes = round_up(k, kGemmCpuDepthMultiple) * 2;
   const int64_t limit = kGemmBlockBytes * 2 / (row_bytes + 1) + 24;
   const int64_t rows = m < limit ? m : limit;
   return round_up(rows * 4, 64) + round_up(rows * row_bytes, 64);
@@ -99,5 +104,14 @@ Status gemm(const GemmParams& p, const Threads& threads);
 Status gemm_dequantize(const GemmDequantizeParams& p, const Threads& threads);
 Status gemm_requantize(const GemmRequantizeParams& p, const Threads& threads);
 }  // namespace cpu
+
+namespace cuda {
+// Room for rows that the kernels cannot read where they lie and for sums that several blocks share.
+int64_t gemm_workspace_bytes(const GemmOperands& p);
+Status pack_gemm_weight(const PackGemmWeightParams& p, Stream stream);
+Status gemm(const GemmParams& p, Stream stream);
+Status gemm_dequantize(const GemmDequantizeParams& p, Stream stream);
+Status gemm_requantize(const GemmRequantizeParams& p, Stream stream);
+}  // namespace cuda
 
 }  // namespace mambaquant

@@ -29,4 +29,9 @@ Status hadamard_transform(const HadamardParams& p, const Threads& threads);
 Status hadamard_quantize(const HadamardParams& p, const Threads& threads);
 }  // namespace cpu
 
+namespace cuda {
+Status hadamard_transform(const HadamardParams& p, Stream stream);
+Status hadamard_quantize(const HadamardParams& p, Stream stream);
+}  // namespace cuda
+
 }  // namespace mambaquant

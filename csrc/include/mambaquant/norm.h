@@ -32,4 +32,8 @@ namespace cpu {
 Status norm_quantize(const NormQuantizeParams& p, const Threads& threads);
 }  // namespace cpu
 
+namespace cuda {
+Status norm_quantize(const NormQuantizeParams& p, Stream stream);
+}  // namespace cuda
+
 }  // namespace mambaquant

@@ -38,4 +38,9 @@ Status quantize(const QuantizeParams& p, const Threads& threads);
 Status dequantize(const DequantizeParams& p, const Threads& threads);
 }  // namespace cpu
 
+namespace cuda {
+Status quantize(const QuantizeParams& p, Stream stream);
+Status dequantize(const DequantizeParams& p, Stream stream);
+}  // namespace cuda
+
 }  // namespace mambaquant

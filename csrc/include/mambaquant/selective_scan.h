@@ -61,4 +61,12 @@ int64_t selective_scan_workspace_bytes(const SelectiveScanParams& p);
 Status selective_scan(const SelectiveScanParams& p, const Threads& threads);
 }  // namespace cpu
 
+namespace cuda {
+// The chunk_size that serves `p` on the current device: the whole sequence where channels fill it.
+int64_t selective_scan_chunk_size(const SelectiveScanParams& p);
+// 0 where one chunk holds the sequence.
+int64_t selective_scan_workspace_bytes(const SelectiveScanParams& p);
+Status selective_scan(const SelectiveScanParams& p, Stream stream);
+}  // namespace cuda
+
 }  // namespace mambaquant

@@ -31,6 +31,12 @@ struct Status {
   static Status failed(const char* message) { return {Code::kFailed, message}; }
 };
 
+// A CUDA stream, as the runtime's cudaStream_t; null: the default stream. Launchers enqueue on it and
+// return; they neither synchronise nor allocate, so that a CUDA graph can capture them.
+struct Stream {
+  void* handle = nullptr;
+};
+
 // A parallel-for that the caller supplies: torch's pool in the extension, a serial loop in the C++
 // tests. `body(data, begin, end)` is called on disjoint ranges that cover [0, count).
 struct Threads {

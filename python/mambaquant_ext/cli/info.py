@@ -19,6 +19,8 @@ def info(
     """Show what this build is and whether its kernels are right on this machine."""
     build = _load.build_info()
     results = {isa: _tested(isa) for isa in _load.supported_isas()}
+    if "cuda" in _load.device_types() and torch.cuda.is_available():
+        results["cuda"] = self_test("cuda")
     is_ok = all(status == "ok" for statuses in results.values() for status in statuses.values())
     values: dict[str, Any] = {
         "version": __version__,

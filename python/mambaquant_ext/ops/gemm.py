@@ -144,7 +144,7 @@ def gemm_requantize(
 @torch.library.register_fake("mambaquant::pack_gemm_weight")
 def _(weight: Tensor) -> tuple[Tensor, int]:
     n, k = weight.shape
-    packed = weight.new_empty([(n + 31) // 32 * 32 * ((k + 3) // 4 * 4)])
+    packed = weight.new_empty([(n + 31) // 32 * 32 * ((k + 15) // 16 * 16)])
     return packed, _ISA_NAMES.index(current_isa())
 
 

@@ -50,14 +50,15 @@ class QuantMambaBlock(FrozenModule):
         self.layer_idx = layer_idx
         self.fidelity = fidelity
         self.options = options
-        self.packed = packed
         for name, tensor in packed.tensors().items():
             self.register_buffer(name, tensor)
-        self.executor = (
-            IntegerMixer(packed, options)
-            if fidelity is Fidelity.INTEGER
-            else EmulatedMixer(packed, options)
-        )
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Packs the weights for the device that they are on."""
+        self.packed = PackedBlock(**dict(self.named_buffers(recurse=False)))
+        is_integer = self.fidelity is Fidelity.INTEGER
+        self.executor = (IntegerMixer if is_integer else EmulatedMixer)(self.packed, self.options)
 
     @classmethod
     def from_float(

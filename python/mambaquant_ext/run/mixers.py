@@ -13,7 +13,6 @@ from mambaquant_ext.model import MixerState, mixer_forward
 from mambaquant_ext.run.emulate import emulated_weights, rounding_tap
 from mambaquant_ext.run.modules import GemmWeight
 
-ONE = torch.ones(1)
 CONV_WIDTHS, MAX_DSTATE = (2, 3, 4), 256  # what the kernels take
 
 
@@ -59,6 +58,7 @@ class IntegerMixer:
         dt_scale, B_scale, C_scale = packed.dtBC_scale.split(self.parts)
         xs_scale, z_scale = packed.xz_scale.split(sizes.dim)
         self.dt_scale = dt_scale[:1].clone()
+        self.one = torch.ones_like(self.dt_scale)  # x's scales are in x_proj's columns
         # Arguments that the whole-sequence and the one-token operator share.
         self.conv_constants: dict[str, Any] = {
             "x_scale": xs_scale.clone(),
@@ -114,7 +114,7 @@ class IntegerMixer:
 
     def _dtBC(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(tokens, dim) int8 -> dt (tokens, dim) float32, B and C (tokens, dstate) int8."""
-        dt, B, C = self.x_proj.requantize(x, ONE, self.packed.dtBC_scale).split(self.parts, -1)
+        dt, B, C = self.x_proj.requantize(x, self.one, self.packed.dtBC_scale).split(self.parts, -1)
         return self.dt_proj.dequantize(dt, self.dt_scale), B, C
 
     def _scan(

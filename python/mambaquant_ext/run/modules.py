@@ -9,20 +9,35 @@ import torch
 from torch import Tensor, nn
 
 from mambaquant_ext import ops
+from mambaquant_ext._load import device_types
 from mambaquant_ext.artifacts import PackedHead
 from mambaquant_ext.model.forward import rms_norm
 from mambaquant_ext.run.emulate import round_symmetric
 
 
 class FrozenModule(nn.Module):
-    """A module whose tensors keep their dtypes: `model.half()` must not turn scales into float16."""
+    """A module whose tensors keep their dtypes: `model.half()` must not turn scales into float16.
+
+    Its tensors stand in buffers and parameters of its own; `prepare` makes the rest from them.
+    """
+
+    def prepare(self) -> None:
+        """Makes what the kernels want of the tensors, for the device that these are on."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        probe = fn(torch.empty(0, dtype=torch.float32))
-        if probe.device.type != "cpu":
+        device = fn(torch.empty(0, dtype=torch.float32)).device
+        if device.type not in device_types():
             raise NotImplementedError(
-                f"{type(self).__name__}: expected device cpu (this build has no CUDA kernels), got {probe.device}"
+                f"{type(self).__name__}: expected device {' or '.join(device_types())} (what this build has "
+                f"kernels for), got {device}"
             )
+        tensors = dict(self.named_buffers(recurse=False))
+        if any(tensor.device != device for tensor in [*tensors.values(), *self.parameters()]):
+            for name, tensor in tensors.items():
+                setattr(self, name, tensor.to(device))
+            for parameter in self.parameters(recurse=False):
+                parameter.data = parameter.data.to(device)
+            self.prepare()
         return self
 
 
@@ -123,6 +138,9 @@ class FinalNorm(FrozenModule):
 class QuantLinear(FrozenModule):
     """The language-model head: int8 product with a static input scale, or float32, or the former emulated."""
 
+    q_weight: Tensor
+    weight_scale: Tensor | None
+
     def __init__(self, head: PackedHead, activation_bits: int, emulated: bool) -> None:
         """Takes the head's weight of a packed head.
 
@@ -136,15 +154,19 @@ class QuantLinear(FrozenModule):
         self.register_buffer("weight_scale", head.lm_head_scale)
         self.register_buffer("in_scale", head.head_scale)
         self.out_features, self.in_features = head.lm_head.shape
-        self._bits = activation_bits
+        self._bits, self._is_emulated = activation_bits, emulated
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Packs the weight, or makes it float."""
         self._packed: GemmWeight | None = None
         self._float: Tensor | None = None
-        if head.lm_head_scale is None:
-            self._float = head.lm_head
-        elif emulated:
-            self._float = head.lm_head.float() * head.lm_head_scale[:, None]
+        if self.weight_scale is None:
+            self._float = self.q_weight
+        elif self._is_emulated:
+            self._float = self.q_weight.float() * self.weight_scale[:, None]
         else:
-            self._packed = GemmWeight(head.lm_head, head.lm_head_scale)
+            self._packed = GemmWeight(self.q_weight, self.weight_scale)
 
     @property
     def weight(self) -> Tensor:

@@ -1,0 +1,73 @@
+// Element types on the device and vector access: a Vec<T, N> is N neighbouring elements, moved by
+// one instruction of up to 16 bytes.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "mambaquant/dispatch.h"
+
+namespace mambaquant::cuda {
+
+// The device's type of a storage type.
+template <typename T>
+struct DeviceType {
+  using type = T;
+};
+template <>
+struct DeviceType<Float16> {
+  using type = __half;
+};
+template <>
+struct DeviceType<BFloat16> {
+  using type = __nv_bfloat16;
+};
+template <typename Tag>
+using device_type_of = typename DeviceType<typename Tag::type>::type;
+
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(__half x) { return __half2float(x); }
+__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ inline float to_float(int8_t x) { return static_cast<float>(x); }
+
+// Rounds to nearest, ties to even.
+template <typename T>
+__device__ inline T from_float(float x);
+template <>
+__device__ inline float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ inline __half from_float<__half>(float x) {
+  return __float2half_rn(x);
+}
+template <>
+__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+
+template <typename T, int32_t kCount>
+struct alignas(sizeof(T) * kCount) Vec {
+  static_assert(sizeof(T) * kCount <= 16, "one instruction moves at most 16 bytes");
+  T data[kCount];
+  __device__ T& operator[](int32_t i) { return data[i]; }
+  __device__ const T& operator[](int32_t i) const { return data[i]; }
+};
+
+// Elements of T that 16 bytes hold.
+template <typename T>
+inline constexpr int32_t kVecWidth = 16 / static_cast<int32_t>(sizeof(T));
+
+// Addresses are multiples of the vector's size.
+template <int32_t kCount, typename T>
+__device__ inline Vec<T, kCount> load_vec(const T* p) {
+  return *reinterpret_cast<const Vec<T, kCount>*>(p);
+}
+template <int32_t kCount, typename T>
+__device__ inline void store_vec(T* p, const Vec<T, kCount>& v) {
+  *reinterpret_cast<Vec<T, kCount>*>(p) = v;
+}
+
+}  // namespace mambaquant::cuda

@@ -1,0 +1,74 @@
+# The CUDA backend where there is no GPU: compiled for every architecture, run by the simulator, linked to a CUDA
+# build of torch. nvcc and CUTLASS are those of the machine, or come as the wheels of requirements/cuda.txt.
+
+KERNELS_DIR := build/kernels
+SIM_DIR := build/sim
+LINK_DIR := build/link
+TORCH_CUDA_DIR := build/torch-cuda
+TORCH_CUDA := torch==2.14.1
+
+STAMP_TOOLKIT := $(VENV)/.stamp-toolkit
+STAMP_KERNELS := $(KERNELS_DIR)/.stamp
+STAMP_SIM := $(SIM_DIR)/.stamp
+STAMP_TORCH_CUDA := $(TORCH_CUDA_DIR)/.stamp
+STAMP_LINK := $(LINK_DIR)/.stamp
+
+CUDA_SOURCES := CMakeLists.txt $(shell find cmake csrc/cuda csrc/include) scripts/nvcc_with_report.py
+CONFIGURE := PATH="$(CURDIR)/$(BIN):$$PATH" $(CMAKE) -S . -G Ninja --log-level=WARNING
+
+.PHONY: test-cuda cuda-kernels test-sim cuda-link bench-sim
+
+test-cuda: cuda-kernels test-sim cuda-link ## the three that follow
+
+cuda-kernels: $(STAMP_KERNELS) ## compile the kernels for every architecture; refuse spilled registers
+	@$(RUN) scripts/ptxas_report.py $(KERNELS_DIR) --quiet
+
+test-sim: $(STAMP_SIM) ## the tests of operators and blocks on the CUDA kernels, in the simulator
+	@$(BIN)/ctest --test-dir $(SIM_DIR)/third_party/cudasim --output-on-failure --no-tests=error --quiet \
+	  && echo "the simulator's own tests passed"
+	PYTHONPATH=$(SIM_DIR)/python $(ONE_THREAD) $(RUN) -m pytest -q -n $(WORKERS) -m "not slow" -k cudasim \
+	  tests/ops tests/stages/test_cuda.py
+
+cuda-link: $(STAMP_LINK) ## compile and link the extension with a CUDA build of torch
+	@$(RUN) scripts/check_link.py $(LINK_DIR)/_C.*.so $(addprefix $(TORCH_CUDA_DIR)/torch/lib/lib, \
+	  c10.so c10_cuda.so torch_cpu.so torch_cuda.so)
+
+bench-sim: $(STAMP_SIM) $(STAMP_KERNELS) ## count bytes, conflicts, instructions and registers of the CUDA kernels
+	PYTHONPATH=$(SIM_DIR)/python $(ONE_THREAD) $(RUN) -m bench.sim --build-dir $(KERNELS_DIR)
+
+$(STAMP_TOOLKIT): $(STAMP_TOOLS) requirements/cuda.txt
+	@if ! $(RUN) scripts/cuda_toolchain.py > /dev/null 2>&1; then \
+	  wanted="-r requirements/cuda.txt"; \
+	  if command -v nvcc > /dev/null; then wanted=$$(grep nvidia-cutlass requirements/cuda.txt); fi; \
+	  echo "installing $$wanted"; \
+	  $(RUN) -m pip install -qq --disable-pip-version-check --no-deps $$wanted; \
+	fi
+	@$(RUN) scripts/cuda_toolchain.py > /dev/null
+	@touch $@
+
+$(STAMP_KERNELS): $(STAMP_TOOLKIT) $(CUDA_SOURCES)
+	@echo "compiling the CUDA kernels for every architecture (some minutes)"
+	@$(CONFIGURE) -B $(KERNELS_DIR) -DMBQ_BUILD_PYTHON=OFF -DMBQ_CUDA=KERNELS
+	@$(CMAKE) --build $(KERNELS_DIR) --target mambaquant_cuda -- --quiet
+	@touch $@
+
+$(STAMP_SIM): $(STAMP_TOOLKIT) $(PACKAGE_SOURCES) $(shell find third_party/cudasim)
+	@echo "building the extension for the simulator (some minutes)"
+	@$(CONFIGURE) -B $(SIM_DIR) -DMBQ_CUDA=SIM
+	@$(CMAKE) --build $(SIM_DIR) -- --quiet
+	@rm -rf $(SIM_DIR)/python && mkdir -p $(SIM_DIR)/python && cp -r python/mambaquant_ext $(SIM_DIR)/python/
+	@$(CMAKE) --install $(SIM_DIR) --prefix $(SIM_DIR)/python > /dev/null
+	@touch $@
+
+# Its 1.2 GB stay out of .venv: nothing imports it, and of its own requirements nothing is installed.
+$(STAMP_TORCH_CUDA): $(STAMP_TOOLS)
+	@echo "installing $(TORCH_CUDA) into $(TORCH_CUDA_DIR), for its CUDA headers and libraries (1.2 GB)"
+	@rm -rf $(TORCH_CUDA_DIR)
+	@$(RUN) -m pip install -qq --disable-pip-version-check --no-deps --target $(TORCH_CUDA_DIR) $(TORCH_CUDA)
+	@touch $@
+
+$(STAMP_LINK): $(STAMP_TORCH_CUDA) $(STAMP_KERNELS) $(PACKAGE_SOURCES)
+	@$(CONFIGURE) -B $(LINK_DIR) -DMBQ_CUDA=ON -DMBQ_TORCH_DIR="$(CURDIR)/$(TORCH_CUDA_DIR)" \
+	  -DMBQ_CUDA_LIBRARY="$(CURDIR)/$(KERNELS_DIR)/libmambaquant_cuda.a"
+	@$(CMAKE) --build $(LINK_DIR) -- --quiet
+	@touch $@
