@@ -71,6 +71,11 @@ def _table():
     yield ConvCase("batch0", batch=0)
     yield ConvCase("dim0", dim=0)
     yield ConvCase("layer", batch=1, seqlen=130, dim=768)
+    # Several chunks, warps and slices of a CUDA grid, with a tile of 32 lanes of 4 channels and a part of one.
+    yield ConvCase("long", batch=3, seqlen=300, dim=132, state=True)
+    yield ConvCase("long-reverse", batch=3, seqlen=300, dim=132, width=3, reverse=True)
+    yield ConvCase("many-sequences", batch=70, seqlen=1, dim=132, state=True)
+    yield ConvCase("many-short-sequences", batch=70, seqlen=2, dim=36, width=3, state=True)
 
 
 CASES = list(_table())

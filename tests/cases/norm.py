@@ -75,6 +75,14 @@ def _table():
     yield NormCase("large", (3, 100), kind="large", residual_dtype=torch.float32)
     yield NormCase("many-tokens", (600, 48), torch.float16, torch.float16)
     yield NormCase("widest", (1, 65536), torch.float16, torch.float32)
+    # Around what a CUDA block holds: rows of 16 or 24 elements a thread, exactly or not, several rows of several
+    # warps a block, and rows beyond it.
+    for dim in (512, 768, 776, 1536):
+        yield NormCase(f"dim{dim}-bfloat16", (3, dim), torch.bfloat16, torch.bfloat16)
+    yield NormCase("rows-share-a-block", (230, 640), torch.float16)
+    yield NormCase("longest-in-registers", (2, 10240), torch.float16, torch.float32)
+    yield NormCase("too-long-for-registers", (2, 12292), static=True)
+    yield NormCase("too-long-offset", (2, 5123), torch.float16, torch.bfloat16, offset=True)
 
 
 CASES = list(_table())

@@ -50,6 +50,14 @@ def _table():
     yield QuantizeCase("zeros", (3, 40), axis=0, kind="zeros")
     yield QuantizeCase("subnormal", (3, 40), axis=0, kind="subnormal")
     yield QuantizeCase("many-tokens", (700, 65), axis=0)
+    # Around the CUDA kernels' tiles: 32 lanes of 4 or 8 elements, four vectors a thread, 128 tokens a block,
+    # rows of 16 elements a thread and rows that no block can hold.
+    for axis in (None, 0, 1):
+        yield QuantizeCase(f"axis{axis}-tile", (130, 264), torch.float16, axis, asymmetric=True)
+        yield QuantizeCase(f"axis{axis}-several-tiles", (3, 1540), torch.float32, axis)
+    yield QuantizeCase("row-fills-warps", (5, 1024), torch.bfloat16, axis=0)
+    yield QuantizeCase("row-too-long", (2, 16392), torch.float16, axis=0)
+    yield QuantizeCase("row-too-long-offset", (2, 16387), axis=0, offset=True)
 
 
 CASES = list(_table())

@@ -18,11 +18,11 @@ inline Status to_status(cudaError_t error) {
 // Right after a launch: an error of the launch itself, not of what the kernel does later.
 inline Status check_launch() { return to_status(cudaGetLastError()); }
 
-// Dynamic shared memory beyond 48 KiB must be asked for, once per kernel and device; asking again is
-// cheap and needs no state of ours.
+// Shared memory beyond 48 KiB, 8 of them left for what a kernel declares, must be asked for, once per
+// kernel and device; asking again is cheap and needs no state of ours.
 template <typename Kernel>
 Status allow_shared_memory(Kernel kernel, int64_t bytes) {
-  if (bytes <= 48 * 1024) return Status::ok();
+  if (bytes <= 40 * 1024) return Status::ok();
   return to_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(bytes)));
 }

@@ -44,4 +44,17 @@ __device__ inline float block_reduce(float x, float* partial) {
   return x;
 }
 
+// A value that a whole warp needs, asked for by one lane.
+template <typename T>
+__device__ inline float warp_load(const T* p) {
+  T value{};
+  if (threadIdx.x % kWarpSize == 0) value = *p;
+  return static_cast<float>(__shfl_sync(kFullMask, value, 0));
+}
+
+// Waits for `threads` threads of the block that name the same barrier; 0 is __syncthreads's.
+__device__ inline void named_barrier(int32_t barrier, int32_t threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 }  // namespace mambaquant::cuda
