@@ -20,6 +20,10 @@ set(MBQ_CUDA_SOURCES
     csrc/cuda/hadamard.cu
     csrc/cuda/conv1d.cu
     csrc/cuda/gemm.cu
+    csrc/cuda/gemm_plan.cu
+    csrc/cuda/gemm_tiles_large.cu
+    csrc/cuda/gemm_tiles_small.cu
+    csrc/cuda/gemm_sm90.cu
     csrc/cuda/selective_scan.cu)
 
 function(mbq_add_cuda_objects target architectures)
