@@ -30,5 +30,8 @@ inline constexpr int32_t kNumGemmTiles = sizeof(kGemmTiles) / sizeof(kGemmTiles[
 // wgmma and TMA, sm_90a (gemm_sm90.cu): two warpgroups that multiply and one that loads.
 inline constexpr GemmTile kGemmTileSm90 = {"sm90 128x256x128", 128, 256, 128, 8, 1, 4, false};
 inline constexpr int32_t kGemmThreadsSm90 = kGemmTileSm90.multiplying_threads() + 128;
+// Stages, barriers, and 16 x 40 int32 for each multiplying warp's epilogue; gemm_sm90.cu asserts it.
+inline constexpr int32_t kGemmSharedBytesSm90 =
+    kGemmTileSm90.operand_bytes() + 8 * 16 * 40 * 4 + 1024;
 
 }  // namespace mambaquant::cuda

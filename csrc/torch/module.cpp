@@ -12,6 +12,9 @@
 #ifdef MBQ_WITH_SIMULATOR
 #include "torch/simulator.h"
 #endif
+#if defined(MBQ_WITH_CUDA) || defined(MBQ_WITH_SIMULATOR)
+#include "torch/gemm_control.h"
+#endif
 
 namespace {
 
@@ -78,6 +81,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_simulator_checks", &mambaquant::binding::set_simulator_checks, pybind11::arg("spec"));
   m.def("simulator_stats", &mambaquant::binding::simulator_stats);
   m.def("reset_simulator_stats", &mambaquant::binding::reset_simulator_stats);
+#endif
+#if defined(MBQ_WITH_CUDA) || defined(MBQ_WITH_SIMULATOR)
+  m.def("force_gemm_path", &mambaquant::binding::force_gemm_path, pybind11::arg("name"),
+        pybind11::arg("splits") = 0);
+  m.def("gemm_tiles", &mambaquant::binding::gemm_tiles);
 #endif
   m.def("built_isas", [] { return isa_names(&mambaquant::cpu::isa_is_built); });
   m.def("supported_isas", [] { return isa_names(&mambaquant::cpu::isa_is_supported); });
