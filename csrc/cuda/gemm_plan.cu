@@ -84,8 +84,8 @@ void choose_tile(const GemmOperands& p, const Device& device, const GemmChoice& 
       plan->depth_per_split = cut.depth_per_split;
     }
   }
-  const bool may_sm90 = choice.path == GemmPath::kAuto && device.capability == 90 &&
-                        has_gemm_sm90() && fits_sm90(p, plan->copies_a);
+  const bool may_sm90 = choice.path == GemmPath::kAuto && device.capability == 90 && kHasGemmSm90 &&
+                        fits_sm90(p, plan->copies_a);
   if (may_sm90 && count_cycles(kGemmTileSm90, make_cut(kGemmTileSm90, p, 1), device.multiprocessors,
                                kProductsPerCycleSm90) < best) {
     plan->path = GemmPath::kSm90;
@@ -94,7 +94,7 @@ void choose_tile(const GemmOperands& p, const Device& device, const GemmChoice& 
 }
 
 Status check_sm90(const Device& device) {
-  if (!has_gemm_sm90()) return Status::unsupported("this build has no kernels for sm_90a");
+  if (!kHasGemmSm90) return Status::unsupported("this build has no kernels for sm_90a");
   if (device.capability != 90)
     return Status::unsupported("sm90 kernels need a device of compute capability 9.0");
   return Status::ok();

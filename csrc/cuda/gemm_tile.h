@@ -21,10 +21,16 @@ struct GemmTileParams {
 template <int32_t kTile>
 Status launch_gemm_tile(const GemmTileParams& p, Stream stream);
 
-// kGemmTileSm90, on a device of compute capability 9.0.
+// kGemmTileSm90, on a device of compute capability 9.0. The build may leave it out (cmake/cuda.cmake).
+#ifdef MBQ_WITHOUT_SM90A
+inline constexpr bool kHasGemmSm90 = false;
+inline Status launch_gemm_sm90(const AlignedOperands&, const GemmEpilogueParams&, Stream) {
+  return Status::unsupported("this build has no kernels for sm_90a");
+}
+#else
+inline constexpr bool kHasGemmSm90 = true;
 Status launch_gemm_sm90(const AlignedOperands& operands, const GemmEpilogueParams& epilogue,
                         Stream stream);
-// Whether the build holds it: MBQ_CUDA_ARCHITECTURES may leave out sm_90a.
-bool has_gemm_sm90();
+#endif
 
 }  // namespace mambaquant::cuda
