@@ -19,6 +19,7 @@ namespace mambaquant::cuda {
 
 inline constexpr int32_t kEpilogueColumns = 4;  // of a thread
 inline constexpr int32_t kPieceRows = 16, kPieceColumns = 32;
+inline constexpr int32_t kPieceSteps = 4;  // rows of a piece that a thread finishes
 // Rows eight banks apart: neither the pairs written nor the fours read meet in a bank.
 inline constexpr int32_t kPieceStride = kPieceColumns + 8;
 inline constexpr int32_t kPieceInts = kPieceRows * kPieceStride;
@@ -65,13 +66,43 @@ __device__ inline void store_columns(T* p, const Vec<T, kEpilogueColumns>& v, in
   }
 }
 
+// x + -0 is x, for x = -0 too, which x + 0 is not: what stands for an absent bias or residual.
+__device__ inline FloatVec nothing_to_add() { return {{-0.0f, -0.0f, -0.0f, -0.0f}}; }
+
 // What a thread keeps about its columns.
 struct GemmColumns {
   int64_t first;
-  int32_t count;  // of the four that lie inside the matrix; 0 or less: none
-  FloatVec b_scale, bias, inv_out_scale, zero_point;
+  int32_t count;   // of the four that lie inside the matrix; 0 or less: none
+  FloatVec scale;  // a_scale * b_scale, or b_scale where a_scale is per token
+  FloatVec bias;
   AccVec acc_offset;
+  FloatVec inv_out_scale, lowest, highest;  // for kInt8, as are the zero points
+  AccVec zero_point;
 };
+
+// NOTE(rounding-by-addition): int8 results are rounded by adding 1.5 * 2^23, which leaves the integer
+// nearest (ties to even) in the low bits of the sum: one addition, where rounding and conversion are two
+// instructions at a quarter of its rate. quant.cuh adds the zero point before it clamps; clamping to
+// [qmin - zero_point, 127 - zero_point] before rounding gives the same, as the bounds are integers. The
+// addition needs bounds below 2^22, so that zero points are taken as at most 2^21 (int8 needs 2^8).
+inline constexpr float kRoundingAddend = 12582912.0f;
+inline constexpr int32_t kLargestZeroPoint = 1 << 21;
+
+__device__ inline void load_output_grid(const GemmEpilogueParams& p, GemmColumns& c) {
+  const FloatVec out_scale = load_columns(p.out_scale + c.first, c.count, p.has_vector_columns);
+  const bool is_symmetric = p.out_zero_point == nullptr;
+  if (!is_symmetric) {
+    c.zero_point = load_columns(p.out_zero_point + c.first, c.count, p.has_vector_columns);
+  }
+  const int32_t qmin = is_symmetric ? kQMinSymmetric : kQMinAsymmetric;
+#pragma unroll
+  for (int32_t i = 0; i < kEpilogueColumns; ++i) {
+    c.zero_point[i] = max(-kLargestZeroPoint, min(c.zero_point[i], kLargestZeroPoint));
+    c.inv_out_scale[i] = inverse(out_scale[i]);
+    c.lowest[i] = static_cast<float>(qmin - c.zero_point[i]);
+    c.highest[i] = static_cast<float>(kQMax - c.zero_point[i]);
+  }
+}
 
 __device__ inline GemmColumns make_columns(const GemmEpilogueParams& p, int64_t first) {
   GemmColumns c{};
@@ -79,55 +110,54 @@ __device__ inline GemmColumns make_columns(const GemmEpilogueParams& p, int64_t 
   c.count = p.n - first < kEpilogueColumns ? static_cast<int32_t>(p.n - first) : kEpilogueColumns;
   if (c.count <= 0 || p.output == GemmOutput::kAcc) return c;
   const bool vec = p.has_vector_columns;
-  c.b_scale = load_columns(p.scales.b_scale + first, c.count, vec);
+  c.scale = load_columns(p.scales.b_scale + first, c.count, vec);
+  if (!p.scales.a_scale_is_per_token) {
+    const float a_scale = p.scales.a_scale[0];
+#pragma unroll
+    for (int32_t i = 0; i < kEpilogueColumns; ++i) c.scale[i] = __fmul_rn(a_scale, c.scale[i]);
+  }
   if (p.scales.acc_offset != nullptr) {
     c.acc_offset = load_columns(p.scales.acc_offset + first, c.count, vec);
   }
-  if (p.scales.bias != nullptr) {
-    c.bias = load_columns(p.scales.bias + first, c.count, vec);
-  } else {
-    // x + -0 is x, for x = -0 too, which x + 0 is not.
-    for (int32_t i = 0; i < kEpilogueColumns; ++i) c.bias[i] = -0.0f;
-  }
-  if (p.output == GemmOutput::kInt8) {
-    const FloatVec out_scale = load_columns(p.out_scale + first, c.count, vec);
-    for (int32_t i = 0; i < kEpilogueColumns; ++i) c.inv_out_scale[i] = inverse(out_scale[i]);
-    if (p.out_zero_point != nullptr) {
-      const AccVec zero_point = load_columns(p.out_zero_point + first, c.count, vec);
-      for (int32_t i = 0; i < kEpilogueColumns; ++i) {
-        c.zero_point[i] = static_cast<float>(zero_point[i]);
-      }
-    }
-  }
+  c.bias = p.scales.bias == nullptr ? nothing_to_add()
+                                    : load_columns(p.scales.bias + first, c.count, vec);
+  if (p.output == GemmOutput::kInt8) load_output_grid(p, c);
   return c;
 }
 
 template <typename T>
-__device__ inline void add_residual(FloatVec& value, const void* residual, int64_t index,
-                                    int32_t count, bool vec) {
-  const auto v = load_columns(static_cast<const T*>(residual) + index, count, vec);
-#pragma unroll
-  for (int32_t i = 0; i < kEpilogueColumns; ++i) value[i] = __fadd_rn(value[i], to_float(v[i]));
+__device__ inline FloatVec load_floats(const void* from, int64_t index, int32_t count, bool vec) {
+  const auto v = load_columns(static_cast<const T*>(from) + index, count, vec);
+  return {{to_float(v[0]), to_float(v[1]), to_float(v[2]), to_float(v[3])}};
+}
+
+// What is added to a row in a thread's columns.
+__device__ inline FloatVec load_residual(const GemmEpilogueParams& p, const GemmColumns& c,
+                                         int64_t row) {
+  if (p.residual == nullptr || row >= p.m || c.count <= 0) return nothing_to_add();
+  const int64_t index = row * p.residual_stride_row + c.first;
+  if (p.residual_dtype == DType::kF32) {
+    return load_floats<float>(p.residual, index, c.count, p.has_vector_columns);
+  }
+  if (p.residual_dtype == DType::kF16) {
+    return load_floats<__half>(p.residual, index, c.count, p.has_vector_columns);
+  }
+  return load_floats<__nv_bfloat16>(p.residual, index, c.count, p.has_vector_columns);
 }
 
 __device__ inline FloatVec dequantize_columns(const GemmEpilogueParams& p, const GemmColumns& c,
-                                              int64_t row, const AccVec& acc) {
-  const float a_scale = p.scales.a_scale[p.scales.a_scale_is_per_token ? row : 0];
-  FloatVec value;
+                                              int64_t row, const AccVec& acc,
+                                              const FloatVec& residual) {
+  FloatVec scale = c.scale, value;
+  if (p.scales.a_scale_is_per_token) {
+    const float a_scale = p.scales.a_scale[row];
+#pragma unroll
+    for (int32_t i = 0; i < kEpilogueColumns; ++i) scale[i] = __fmul_rn(a_scale, scale[i]);
+  }
 #pragma unroll
   for (int32_t i = 0; i < kEpilogueColumns; ++i) {
     const float sum = __int2float_rn(acc[i] - c.acc_offset[i]);
-    value[i] = __fadd_rn(__fmul_rn(sum, __fmul_rn(a_scale, c.b_scale[i])), c.bias[i]);
-  }
-  if (p.residual != nullptr) {
-    const int64_t index = row * p.residual_stride_row + c.first;
-    if (p.residual_dtype == DType::kF32) {
-      add_residual<float>(value, p.residual, index, c.count, p.has_vector_columns);
-    } else if (p.residual_dtype == DType::kF16) {
-      add_residual<__half>(value, p.residual, index, c.count, p.has_vector_columns);
-    } else {
-      add_residual<__nv_bfloat16>(value, p.residual, index, c.count, p.has_vector_columns);
-    }
+    value[i] = __fadd_rn(__fadd_rn(__fmul_rn(sum, scale[i]), c.bias[i]), residual[i]);
   }
   return value;
 }
@@ -143,26 +173,28 @@ __device__ inline void store_floats(const GemmEpilogueParams& p, const GemmColum
 
 __device__ inline void store_int8(const GemmEpilogueParams& p, const GemmColumns& c, int64_t index,
                                   const FloatVec& value) {
-  const float qmin =
-      static_cast<float>(p.out_zero_point == nullptr ? kQMinSymmetric : kQMinAsymmetric);
   Vec<int8_t, kEpilogueColumns> out;
 #pragma unroll
   for (int32_t i = 0; i < kEpilogueColumns; ++i) {
-    out[i] = quantize_clamped(value[i], c.inv_out_scale[i], c.zero_point[i], qmin);
+    // NaN gives 127, like +inf: fminf returns its other operand.
+    const float q = __fmul_rn(value[i], c.inv_out_scale[i]);
+    const float clamped = fmaxf(fminf(q, c.highest[i]), c.lowest[i]);
+    const int32_t rounded = __float_as_int(__fadd_rn(clamped, kRoundingAddend));
+    out[i] = static_cast<int8_t>(rounded + c.zero_point[i]);
   }
   store_columns(static_cast<int8_t*>(p.out) + index, out, c.count, p.has_vector_columns);
 }
 
 // The sums of a row in a thread's columns become results. Nothing happens outside of the matrix.
 __device__ inline void finish_columns(const GemmEpilogueParams& p, const GemmColumns& c,
-                                      int64_t row, const AccVec& acc) {
+                                      int64_t row, const AccVec& acc, const FloatVec& residual) {
   if (row >= p.m || c.count <= 0) return;
   const int64_t index = row * p.n + c.first;
   if (p.output == GemmOutput::kAcc) {
     store_columns(static_cast<int32_t*>(p.out) + index, acc, c.count, p.has_vector_columns);
     return;
   }
-  const FloatVec value = dequantize_columns(p, c, row, acc);
+  const FloatVec value = dequantize_columns(p, c, row, acc, residual);
   switch (p.output) {
     case GemmOutput::kF32:
       return store_floats<float>(p, c, index, value);
@@ -188,12 +220,17 @@ __device__ inline void finish_warp_tile(const GemmEpilogueParams& p, const GemmO
                                         const Fragment& fragment, int32_t* piece) {
   const int32_t lane = static_cast<int32_t>(threadIdx.x) % kWarpSize;
   int32_t* const pairs = piece + lane / 4 * kPieceStride + lane % 4 * 2;
-  const int32_t row_in_step = lane / 8, column = lane % 8 * kEpilogueColumns;
+  const int32_t first_row = lane / 8, column = lane % 8 * kEpilogueColumns;
 #pragma unroll
   for (int32_t j = 0; j < kColumnPieces; ++j) {
     const GemmColumns c = make_columns(p, origin.column + j * kPieceColumns + column);
 #pragma unroll
     for (int32_t i = 0; i < kRowPieces; ++i) {
+      const int64_t row = origin.row + i * kPieceRows + first_row;
+      FloatVec residual[kPieceSteps];
+      // All requested before any is used; stores below could alias them.
+#pragma unroll
+      for (int32_t s = 0; s < kPieceSteps; ++s) residual[s] = load_residual(p, c, row + s * 4);
       __syncwarp();  // the last piece has been read
 #pragma unroll
       for (int32_t e = 0; e < kPieceColumns / 4; ++e) {
@@ -203,11 +240,10 @@ __device__ inline void finish_warp_tile(const GemmEpilogueParams& p, const GemmO
         store_vec(pairs + e % 2 * 8 * kPieceStride + group * 8, pair);
       }
       __syncwarp();
-#pragma unroll 1  // the body is long, and nothing in it needs a constant
-      for (int32_t step = 0; step < kPieceRows / 4; ++step) {
-        const int32_t row = step * 4 + row_in_step;
-        const AccVec acc = load_vec<kEpilogueColumns>(piece + row * kPieceStride + column);
-        finish_columns(p, c, origin.row + i * kPieceRows + row, acc);
+#pragma unroll
+      for (int32_t s = 0; s < kPieceSteps; ++s) {
+        const int32_t* const sums = piece + (s * 4 + first_row) * kPieceStride + column;
+        finish_columns(p, c, row + s * 4, load_vec<kEpilogueColumns>(sums), residual[s]);
       }
     }
   }

@@ -131,7 +131,8 @@ __global__ void __launch_bounds__(SmallGemmTraits::kMaxThreads)
                       const __grid_constant__ GemmEpilogueParams epilogue) {
   using T = SmallGemmTraits;
   constexpr int32_t kRows = kRowTiles * T::kRowTile;
-  constexpr int32_t kGroups = T::kColumns / kEpilogueColumns;
+  constexpr int32_t kGroups = T::kColumns / kEpilogueColumns;  // of a row
+  static_assert(kGroups == 4);
   __shared__ alignas(16) int32_t sums[T::kMaxWarps][kRows * T::kSumStride];
   const int64_t column_blocks = (p.n + T::kColumns - 1) / T::kColumns;
   const int64_t column = blockIdx.x % column_blocks * T::kColumns;
@@ -145,15 +146,19 @@ __global__ void __launch_bounds__(SmallGemmTraits::kMaxThreads)
   const int32_t warps = static_cast<int32_t>(blockDim.x) / kWarpSize;
   for (int32_t i = static_cast<int32_t>(threadIdx.x); i < kRows * kGroups;
        i += static_cast<int32_t>(blockDim.x)) {
-    const int32_t r = i / kGroups, c = i % kGroups * kEpilogueColumns;
-    if (row + r >= p.m) break;
+    // Lanes 4 .. 7 read four rows below lanes 0 .. 3: 16 banks away.
+    const int32_t r = i / 32 * T::kRowTile + i / 4 % 2 * 4 + i / 8 % 4;
+    const int32_t c = i % kGroups * kEpilogueColumns;
+    if (row + r >= p.m) continue;
+    const GemmColumns columns = make_columns(epilogue, column + c);
+    const FloatVec residual = load_residual(epilogue, columns, row + r);
     AccVec sum{};
     for (int32_t w = 0; w < warps; ++w) {
       const AccVec part = load_vec<kEpilogueColumns>(&sums[w][r * T::kSumStride + c]);
 #pragma unroll
       for (int32_t e = 0; e < kEpilogueColumns; ++e) sum[e] += part[e];
     }
-    finish_columns(epilogue, make_columns(epilogue, column + c), row + r, sum);
+    finish_columns(epilogue, columns, row + r, sum, residual);
   }
 }
 

@@ -2,7 +2,7 @@
 
 #include <stdexcept>
 
-#include "cuda/gemm_path.h"
+#include "cuda/gemm_plan.h"
 #include "cuda/gemm_tiles.h"
 
 namespace mambaquant::binding {
@@ -41,6 +41,20 @@ void force_gemm_path(const std::string& name, int64_t splits) {
   if (!status.is_ok()) {
     throw std::invalid_argument("force_gemm_path: " + name + ": " + status.message);
   }
+}
+
+GemmPlanFacts plan_gemm(int64_t m, int64_t n, int64_t k) {
+  GemmOperands p;
+  p.m = m;
+  p.n = n;
+  p.k = k;
+  p.a_stride_row = k;
+  const cuda::GemmPlan plan = cuda::plan_gemm(p);
+  if (!plan.status.is_ok()) throw std::invalid_argument(plan.status.message);
+  const char* kernel = plan.path == GemmPath::kSm80
+                           ? cuda::kGemmTiles[plan.tile].name
+                           : cuda::kGemmPathNames[static_cast<int32_t>(plan.path)];
+  return {kernel, plan.splits, plan.workspace_bytes()};
 }
 
 std::vector<std::pair<std::string, std::map<std::string, int64_t>>> gemm_tiles() {
