@@ -19,7 +19,8 @@ namespace mambaquant::cuda {
 
 inline constexpr int32_t kEpilogueColumns = 4;  // of a thread
 inline constexpr int32_t kPieceRows = 16, kPieceColumns = 32;
-inline constexpr int32_t kPieceSteps = 4;  // rows of a piece that a thread finishes
+// Eight lanes hold a row of a piece; a thread's rows are this far apart.
+inline constexpr int32_t kRowStep = 4;
 // Rows eight banks apart: neither the pairs written nor the fours read meet in a bank.
 inline constexpr int32_t kPieceStride = kPieceColumns + 8;
 inline constexpr int32_t kPieceInts = kPieceRows * kPieceStride;
@@ -125,85 +126,126 @@ __device__ inline GemmColumns make_columns(const GemmEpilogueParams& p, int64_t 
   return c;
 }
 
-template <typename T>
-__device__ inline FloatVec load_floats(const void* from, int64_t index, int32_t count, bool vec) {
-  const auto v = load_columns(static_cast<const T*>(from) + index, count, vec);
-  return {{to_float(v[0]), to_float(v[1]), to_float(v[2]), to_float(v[3])}};
+// What a thread knows of kRows rows, kRowStep apart, in its columns.
+template <int32_t kRows>
+struct GemmRows {
+  int64_t first;
+  AccVec acc[kRows];
+  FloatVec value[kRows];  // first the residual, then the result
+};
+
+template <typename T, int32_t kRows>
+__device__ inline void load_residual_as(const GemmEpilogueParams& p, const GemmColumns& c,
+                                        GemmRows<kRows>& rows) {
+  const T* from = static_cast<const T*>(p.residual) + rows.first * p.residual_stride_row + c.first;
+#pragma unroll
+  for (int32_t r = 0; r < kRows; ++r) {
+    if (rows.first + r * kRowStep < p.m) {
+      const auto v = load_columns(from, c.count, p.has_vector_columns);
+      rows.value[r] = {{to_float(v[0]), to_float(v[1]), to_float(v[2]), to_float(v[3])}};
+    }
+    from += kRowStep * p.residual_stride_row;
+  }
 }
 
-// What is added to a row in a thread's columns.
-__device__ inline FloatVec load_residual(const GemmEpilogueParams& p, const GemmColumns& c,
-                                         int64_t row) {
-  if (p.residual == nullptr || row >= p.m || c.count <= 0) return nothing_to_add();
-  const int64_t index = row * p.residual_stride_row + c.first;
+// Requests what is to be added to every row before any of it is used: stores could alias it, so that the
+// compiler would not.
+template <int32_t kRows>
+__device__ inline void load_residual(const GemmEpilogueParams& p, const GemmColumns& c,
+                                     GemmRows<kRows>& rows) {
+#pragma unroll
+  for (int32_t r = 0; r < kRows; ++r) rows.value[r] = nothing_to_add();
+  if (p.residual == nullptr || c.count <= 0) return;
   if (p.residual_dtype == DType::kF32) {
-    return load_floats<float>(p.residual, index, c.count, p.has_vector_columns);
+    load_residual_as<float>(p, c, rows);
+  } else if (p.residual_dtype == DType::kF16) {
+    load_residual_as<__half>(p, c, rows);
+  } else {
+    load_residual_as<__nv_bfloat16>(p, c, rows);
   }
-  if (p.residual_dtype == DType::kF16) {
-    return load_floats<__half>(p.residual, index, c.count, p.has_vector_columns);
-  }
-  return load_floats<__nv_bfloat16>(p.residual, index, c.count, p.has_vector_columns);
 }
 
-__device__ inline FloatVec dequantize_columns(const GemmEpilogueParams& p, const GemmColumns& c,
-                                              int64_t row, const AccVec& acc,
-                                              const FloatVec& residual) {
-  FloatVec scale = c.scale, value;
-  if (p.scales.a_scale_is_per_token) {
-    const float a_scale = p.scales.a_scale[row];
+template <int32_t kRows>
+__device__ inline void dequantize_rows(const GemmEpilogueParams& p, const GemmColumns& c,
+                                       GemmRows<kRows>& rows) {
+  float a_scale[kRows];
+  const bool is_per_token = p.scales.a_scale_is_per_token;
 #pragma unroll
-    for (int32_t i = 0; i < kEpilogueColumns; ++i) scale[i] = __fmul_rn(a_scale, scale[i]);
+  for (int32_t r = 0; r < kRows; ++r) {
+    const int64_t row = rows.first + r * kRowStep;
+    a_scale[r] = is_per_token && row < p.m ? p.scales.a_scale[row] : 1.0f;  // x * 1 is x
   }
 #pragma unroll
-  for (int32_t i = 0; i < kEpilogueColumns; ++i) {
-    const float sum = __int2float_rn(acc[i] - c.acc_offset[i]);
-    value[i] = __fadd_rn(__fadd_rn(__fmul_rn(sum, scale[i]), c.bias[i]), residual[i]);
+  for (int32_t r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int32_t i = 0; i < kEpilogueColumns; ++i) {
+      const float sum = __int2float_rn(rows.acc[r][i] - c.acc_offset[i]);
+      const float product = __fmul_rn(sum, __fmul_rn(a_scale[r], c.scale[i]));
+      rows.value[r][i] = __fadd_rn(__fadd_rn(product, c.bias[i]), rows.value[r][i]);
+    }
   }
-  return value;
 }
 
-template <typename T>
+// Stores convert(r), the kEpilogueColumns results of row r, where the row lies inside the matrix.
+template <typename T, int32_t kRows, typename Convert>
+__device__ inline void store_rows(const GemmEpilogueParams& p, const GemmColumns& c, int64_t first,
+                                  const Convert& convert) {
+  T* to = static_cast<T*>(p.out) + first * p.n + c.first;
+#pragma unroll
+  for (int32_t r = 0; r < kRows; ++r) {
+    if (first + r * kRowStep < p.m) store_columns(to, convert(r), c.count, p.has_vector_columns);
+    to += kRowStep * p.n;
+  }
+}
+
+template <typename T, int32_t kRows>
 __device__ inline void store_floats(const GemmEpilogueParams& p, const GemmColumns& c,
-                                    int64_t index, const FloatVec& value) {
-  Vec<T, kEpilogueColumns> out;
+                                    const GemmRows<kRows>& rows) {
+  store_rows<T, kRows>(p, c, rows.first, [&](int32_t r) {
+    Vec<T, kEpilogueColumns> out;
 #pragma unroll
-  for (int32_t i = 0; i < kEpilogueColumns; ++i) out[i] = from_float<T>(value[i]);
-  store_columns(static_cast<T*>(p.out) + index, out, c.count, p.has_vector_columns);
+    for (int32_t i = 0; i < kEpilogueColumns; ++i) out[i] = from_float<T>(rows.value[r][i]);
+    return out;
+  });
 }
 
-__device__ inline void store_int8(const GemmEpilogueParams& p, const GemmColumns& c, int64_t index,
-                                  const FloatVec& value) {
-  Vec<int8_t, kEpilogueColumns> out;
+template <int32_t kRows>
+__device__ inline void store_int8(const GemmEpilogueParams& p, const GemmColumns& c,
+                                  const GemmRows<kRows>& rows) {
+  store_rows<int8_t, kRows>(p, c, rows.first, [&](int32_t r) {
+    Vec<int8_t, kEpilogueColumns> out;
 #pragma unroll
-  for (int32_t i = 0; i < kEpilogueColumns; ++i) {
-    // NaN gives 127, like +inf: fminf returns its other operand.
-    const float q = __fmul_rn(value[i], c.inv_out_scale[i]);
-    const float clamped = fmaxf(fminf(q, c.highest[i]), c.lowest[i]);
-    const int32_t rounded = __float_as_int(__fadd_rn(clamped, kRoundingAddend));
-    out[i] = static_cast<int8_t>(rounded + c.zero_point[i]);
-  }
-  store_columns(static_cast<int8_t*>(p.out) + index, out, c.count, p.has_vector_columns);
+    for (int32_t i = 0; i < kEpilogueColumns; ++i) {
+      // NaN gives 127, like +inf: fminf returns its other operand.
+      const float q = __fmul_rn(rows.value[r][i], c.inv_out_scale[i]);
+      const float clamped = fmaxf(fminf(q, c.highest[i]), c.lowest[i]);
+      const int32_t rounded = __float_as_int(__fadd_rn(clamped, kRoundingAddend));
+      out[i] = static_cast<int8_t>(rounded + c.zero_point[i]);
+    }
+    return out;
+  });
 }
 
-// The sums of a row in a thread's columns become results. Nothing happens outside of the matrix.
-__device__ inline void finish_columns(const GemmEpilogueParams& p, const GemmColumns& c,
-                                      int64_t row, const AccVec& acc, const FloatVec& residual) {
-  if (row >= p.m || c.count <= 0) return;
-  const int64_t index = row * p.n + c.first;
+// Sums become results. Nothing happens outside of the matrix. The branch on the output is taken once for
+// kRows rows.
+template <int32_t kRows>
+__device__ inline void finish_rows(const GemmEpilogueParams& p, const GemmColumns& c,
+                                   GemmRows<kRows>& rows) {
+  if (c.count <= 0) return;
   if (p.output == GemmOutput::kAcc) {
-    store_columns(static_cast<int32_t*>(p.out) + index, acc, c.count, p.has_vector_columns);
+    store_rows<int32_t, kRows>(p, c, rows.first, [&](int32_t r) { return rows.acc[r]; });
     return;
   }
-  const FloatVec value = dequantize_columns(p, c, row, acc, residual);
+  dequantize_rows(p, c, rows);
   switch (p.output) {
     case GemmOutput::kF32:
-      return store_floats<float>(p, c, index, value);
+      return store_floats<float>(p, c, rows);
     case GemmOutput::kF16:
-      return store_floats<__half>(p, c, index, value);
+      return store_floats<__half>(p, c, rows);
     case GemmOutput::kBF16:
-      return store_floats<__nv_bfloat16>(p, c, index, value);
+      return store_floats<__nv_bfloat16>(p, c, rows);
     default:
-      return store_int8(p, c, index, value);
+      return store_int8(p, c, rows);
   }
 }
 
@@ -226,11 +268,9 @@ __device__ inline void finish_warp_tile(const GemmEpilogueParams& p, const GemmO
     const GemmColumns c = make_columns(p, origin.column + j * kPieceColumns + column);
 #pragma unroll
     for (int32_t i = 0; i < kRowPieces; ++i) {
-      const int64_t row = origin.row + i * kPieceRows + first_row;
-      FloatVec residual[kPieceSteps];
-      // All requested before any is used; stores below could alias them.
-#pragma unroll
-      for (int32_t s = 0; s < kPieceSteps; ++s) residual[s] = load_residual(p, c, row + s * 4);
+      GemmRows<kPieceRows / kRowStep> rows;
+      rows.first = origin.row + i * kPieceRows + first_row;
+      load_residual(p, c, rows);
       __syncwarp();  // the last piece has been read
 #pragma unroll
       for (int32_t e = 0; e < kPieceColumns / 4; ++e) {
@@ -241,10 +281,11 @@ __device__ inline void finish_warp_tile(const GemmEpilogueParams& p, const GemmO
       }
       __syncwarp();
 #pragma unroll
-      for (int32_t s = 0; s < kPieceSteps; ++s) {
-        const int32_t* const sums = piece + (s * 4 + first_row) * kPieceStride + column;
-        finish_columns(p, c, row + s * 4, load_vec<kEpilogueColumns>(sums), residual[s]);
+      for (int32_t r = 0; r < kPieceRows / kRowStep; ++r) {
+        const int32_t in_piece = first_row + r * kRowStep;
+        rows.acc[r] = load_vec<kEpilogueColumns>(piece + in_piece * kPieceStride + column);
       }
+      finish_rows(p, c, rows);
     }
   }
 }

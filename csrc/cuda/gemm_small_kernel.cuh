@@ -83,31 +83,42 @@ __device__ inline void multiply_chunk(int32_t (&acc)[kRowTiles][4], const Words 
   }
 }
 
+// Adds kUnroll chunks, `step` apart, the first at depth `chunk`. In a full batch all of them lie within k;
+// else zeros stand for what does not.
+template <int32_t kRowTiles, bool kIsFull>
+__device__ inline void add_batch(const SmallGemmRows<kRowTiles>& rows, int32_t chunk, int32_t step,
+                                 int32_t k, int32_t (&acc)[kRowTiles][4]) {
+  using T = SmallGemmTraits;
+  const int32_t depth = static_cast<int32_t>(threadIdx.x) % 4 * kGemmVectorBytes;
+  Words weight[T::kUnroll][2], a[T::kUnroll][kRowTiles];
+#pragma unroll
+  for (int32_t u = 0; u < T::kUnroll; ++u) {
+    const int32_t at = chunk + u * step;
+    const bool is_inside = kIsFull || at + depth < k;
+    weight[u][0] = is_inside ? load_weight(rows.weight[0] + at) : Words{};
+    weight[u][1] = is_inside ? load_weight(rows.weight[1] + at) : Words{};
+#pragma unroll
+    for (int32_t t = 0; t < kRowTiles; ++t) {
+      a[u][t] =
+          is_inside ? load_vec<4>(reinterpret_cast<const uint32_t*>(rows.a[t] + at)) : Words{};
+    }
+  }
+#pragma unroll
+  for (int32_t u = 0; u < T::kUnroll; ++u) multiply_chunk<kRowTiles>(acc, weight[u], a[u]);
+}
+
 // The sums of this warp's share of K.
 template <int32_t kRowTiles>
 __device__ inline void sum_chunks(const AlignedOperands& p, const SmallGemmRows<kRowTiles>& rows,
                                   int32_t (&acc)[kRowTiles][4]) {
   using T = SmallGemmTraits;
-  const int32_t warp = static_cast<int32_t>(threadIdx.x) / kWarpSize;
+  const auto k = static_cast<int32_t>(p.k);
   const int32_t step = static_cast<int32_t>(blockDim.x) / kWarpSize * T::kChunk;
-  const int32_t depth = static_cast<int32_t>(threadIdx.x) % 4 * kGemmVectorBytes;
-  const int32_t k = static_cast<int32_t>(p.k);
-  for (int32_t first = warp * T::kChunk; first < k; first += T::kUnroll * step) {
-    Words weight[T::kUnroll][2] = {}, a[T::kUnroll][kRowTiles] = {};
-#pragma unroll
-    for (int32_t u = 0; u < T::kUnroll; ++u) {
-      const int32_t chunk = first + u * step;
-      if (chunk + depth >= k) continue;
-      weight[u][0] = load_weight(rows.weight[0] + chunk);
-      weight[u][1] = load_weight(rows.weight[1] + chunk);
-#pragma unroll
-      for (int32_t t = 0; t < kRowTiles; ++t) {
-        a[u][t] = load_vec<4>(reinterpret_cast<const uint32_t*>(rows.a[t] + chunk));
-      }
-    }
-#pragma unroll
-    for (int32_t u = 0; u < T::kUnroll; ++u) multiply_chunk<kRowTiles>(acc, weight[u], a[u]);
+  int32_t chunk = static_cast<int32_t>(threadIdx.x) / kWarpSize * T::kChunk;
+  for (; chunk + (T::kUnroll - 1) * step + T::kChunk <= k; chunk += T::kUnroll * step) {
+    add_batch<kRowTiles, true>(rows, chunk, step, k, acc);
   }
+  if (chunk < k) add_batch<kRowTiles, false>(rows, chunk, step, k, acc);
 }
 
 // Sums as [row of a][weight row], four of a row together.
@@ -151,14 +162,14 @@ __global__ void __launch_bounds__(SmallGemmTraits::kMaxThreads)
     const int32_t c = i % kGroups * kEpilogueColumns;
     if (row + r >= p.m) continue;
     const GemmColumns columns = make_columns(epilogue, column + c);
-    const FloatVec residual = load_residual(epilogue, columns, row + r);
-    AccVec sum{};
+    GemmRows<1> finished{row + r, {}, {}};
+    load_residual(epilogue, columns, finished);
     for (int32_t w = 0; w < warps; ++w) {
       const AccVec part = load_vec<kEpilogueColumns>(&sums[w][r * T::kSumStride + c]);
 #pragma unroll
-      for (int32_t e = 0; e < kEpilogueColumns; ++e) sum[e] += part[e];
+      for (int32_t e = 0; e < kEpilogueColumns; ++e) finished.acc[0][e] += part[e];
     }
-    finish_columns(epilogue, columns, row + r, sum, residual);
+    finish_rows(epilogue, columns, finished);
   }
 }
 
