@@ -36,7 +36,12 @@ set(MBQ_CUDA_SOURCES
     csrc/cuda/hadamard.cu
     csrc/cuda/conv1d.cu
     csrc/cuda/gemm.cu
+    csrc/cuda/gemm_plan.cu
+    csrc/cuda/gemm_tiles_large.cu
+    csrc/cuda/gemm_tiles_small.cu
     csrc/cuda/selective_scan.cu)
+# Kernels of Hopper's own instructions: left out where MBQ_CUDA_ARCHITECTURES has no 90a.
+set(MBQ_CUDA_SM90_SOURCES csrc/cuda/gemm_sm90.cu)
 
 function(mbq_add_cuda_objects target architectures)
   add_library(${target} OBJECT ${ARGN})
@@ -55,18 +60,29 @@ endfunction()
 function(mbq_add_cuda_kernels)
   if(MBQ_CUDA STREQUAL "SIM")
     set(architectures 80-virtual)
+    set(sm90_architectures 90a-virtual)
   else()
     set(architectures ${MBQ_CUDA_ARCHITECTURES})
+    set(sm90_architectures ${MBQ_CUDA_ARCHITECTURES})
+    list(FILTER sm90_architectures INCLUDE REGEX "^90a")
   endif()
   mbq_add_cuda_objects(mambaquant_cuda_objects "${architectures}" ${MBQ_CUDA_SOURCES})
   add_library(mambaquant_cuda STATIC $<TARGET_OBJECTS:mambaquant_cuda_objects>)
+  if(sm90_architectures)
+    mbq_add_cuda_objects(mambaquant_cuda_sm90_objects "${sm90_architectures}" ${MBQ_CUDA_SM90_SOURCES})
+    # Whatever the build type: an assertion in CUTLASS's main loop is a call, across which wgmma does not overlap.
+    target_compile_definitions(mambaquant_cuda_sm90_objects PRIVATE NDEBUG)
+    target_sources(mambaquant_cuda PRIVATE $<TARGET_OBJECTS:mambaquant_cuda_sm90_objects>)
+  else()
+    target_compile_definitions(mambaquant_cuda_objects PRIVATE MBQ_WITHOUT_SM90A)
+  endif()
   set_target_properties(mambaquant_cuda PROPERTIES LINKER_LANGUAGE CXX)
 endfunction()
 
 # What the extension module takes along of the CUDA backend.
 function(mbq_link_cuda module)
   if(MBQ_CUDA STREQUAL "SIM")
-    target_sources(${module} PRIVATE csrc/torch/backend_simulator.cpp)
+    target_sources(${module} PRIVATE csrc/torch/backend_simulator.cpp csrc/torch/gemm_control.cpp)
     target_link_libraries(${module} PRIVATE mambaquant_cuda cudasim)
     target_include_directories(${module} SYSTEM PRIVATE "${MBQ_CUDA_INCLUDE}")
     target_compile_definitions(${module} PRIVATE MBQ_WITH_SIMULATOR)
@@ -74,7 +90,7 @@ function(mbq_link_cuda module)
     set_target_properties(${module} PROPERTIES INSTALL_RPATH "$ORIGIN" BUILD_WITH_INSTALL_RPATH ON)
     install(TARGETS cudasim LIBRARY DESTINATION mambaquant_ext)
   elseif(MBQ_CUDA STREQUAL "ON")
-    target_sources(${module} PRIVATE csrc/torch/backend_cuda.cpp)
+    target_sources(${module} PRIVATE csrc/torch/backend_cuda.cpp csrc/torch/gemm_control.cpp)
     target_link_libraries(${module} PRIVATE mambaquant_cuda)
     target_compile_definitions(${module} PRIVATE MBQ_WITH_CUDA)
   endif()

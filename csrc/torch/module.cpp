@@ -5,12 +5,16 @@
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cpu/isa.h"
 #include "torch/hadamard_sizes.h"
 #ifdef MBQ_WITH_SIMULATOR
 #include "torch/simulator.h"
+#endif
+#if defined(MBQ_WITH_CUDA) || defined(MBQ_WITH_SIMULATOR)
+#include "torch/gemm_control.h"
 #endif
 
 namespace {
@@ -79,6 +83,18 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_simulator_checks", &mambaquant::binding::set_simulator_checks, pybind11::arg("spec"));
   m.def("simulator_stats", &mambaquant::binding::simulator_stats);
   m.def("reset_simulator_stats", &mambaquant::binding::reset_simulator_stats);
+#endif
+#if defined(MBQ_WITH_CUDA) || defined(MBQ_WITH_SIMULATOR)
+  m.def("force_gemm_path", &mambaquant::binding::force_gemm_path, pybind11::arg("name"),
+        pybind11::arg("splits") = 0);
+  m.def("gemm_tiles", &mambaquant::binding::gemm_tiles);
+  m.def(
+      "plan_gemm",
+      [](int64_t m, int64_t n, int64_t k) {
+        const auto plan = mambaquant::binding::plan_gemm(m, n, k);
+        return std::make_tuple(plan.kernel, plan.splits, plan.workspace_bytes);
+      },
+      pybind11::arg("m"), pybind11::arg("n"), pybind11::arg("k"));
 #endif
   m.def("built_isas", [] { return isa_names(&mambaquant::cpu::isa_is_built); });
   m.def("supported_isas", [] { return isa_names(&mambaquant::cpu::isa_is_supported); });

@@ -91,3 +91,32 @@ def _table():
 
 
 CASES = list(_table())
+
+
+# Around the tiles of the CUDA kernels (32 to 128 rows, 64 to 256 columns, 64 or 128 of depth), where every kernel
+# is forced in turn: below, at and above them, columns that vectors fit and that they do not, every output.
+def _kernel_table():
+    yield GemmCase("one", 1, 1, 16)
+    yield GemmCase("k-of-one-vector", 15, 64, 16, has_bias=True, dtype=torch.bfloat16)
+    yield GemmCase("full-tiles", 128, 256, 128, residual_dtype=torch.bfloat16, dtype=torch.float16)
+    yield GemmCase(
+        "above-tiles", 129, 260, 272, per_token=True, has_acc_offset=True, has_bias=True,
+        residual_dtype=torch.float32, has_out_zero_point=True,
+    )  # fmt: skip
+    yield GemmCase(
+        "odd-columns",
+        33,
+        65,
+        144,
+        has_acc_offset=True,
+        residual_dtype=torch.float16,
+        dtype=torch.bfloat16,
+    )
+    yield GemmCase(
+        "copied-rows", 31, 63, 131, per_token=True, has_bias=True, has_out_zero_point=True
+    )
+    yield GemmCase("views", 66, 132, 208, residual_dtype=torch.float32, offset=True)
+    yield GemmCase("deep", 40, 72, 1100, kind="extreme", has_acc_offset=True, dtype=torch.float16)
+
+
+KERNEL_CASES = list(_kernel_table())

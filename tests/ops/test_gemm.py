@@ -1,5 +1,8 @@
 """gemm, gemm_dequantize, gemm_requantize: exact against the reference, properties, errors."""
 
+import json
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,8 +10,8 @@ from hypothesis import strategies as st
 
 import mambaquant_ext
 from cases import inputs
-from cases.gemm import CASES
-from mambaquant_ext import ops
+from cases.gemm import CASES, KERNEL_CASES
+from mambaquant_ext import _C, ops
 from reference import gemm as reference
 from tolerances import assert_equal
 
@@ -121,6 +124,152 @@ def test_rows_columns_and_signs_permute(ops, size, seed):
     depth = torch.randperm(k, generator=generator)
     moved = ops.gemm(a[rows][:, depth], *ops.pack_gemm_weight(-weight[columns][:, depth]), n)
     assert_equal(moved, -acc[rows][:, columns])
+
+
+def can_be_forced(kernel):
+    try:
+        _C.force_gemm_path(kernel)
+    except ValueError:
+        return False
+    _C.force_gemm_path("auto")
+    return True
+
+
+@contextmanager
+def forced_kernel(name, splits=0):
+    if not can_be_forced(name):
+        pytest.skip(f"this device or build has no {name}")
+    _C.force_gemm_path(name, splits)
+    try:
+        yield
+    finally:
+        _C.force_gemm_path("auto")
+
+
+on_cuda = pytest.mark.parametrize("ops", ["cudasim", "cuda"], indirect=True)
+# Names for force_gemm_path, splits of K, and what the name of the kernel holds.
+KERNELS = (
+    ("gemv", 0, "gemm_small_kernel"),
+    ("128x256x64", 0, "gemm_tile_kernelILi0E"),
+    ("128x128x64", 0, "gemm_tile_kernelILi1E"),
+    ("64x128x64", 1, "gemm_tile_kernelILi2E"),
+    ("64x128x64", 3, "gemm_tile_kernelILi2E"),
+    ("64x64x128", 1, "gemm_tile_kernelILi3E"),
+    ("64x64x128", 2, "gemm_tile_kernelILi3E"),
+    ("32x64x128", 1, "gemm_tile_kernelILi4E"),
+    ("32x64x128", 8, "gemm_tile_kernelILi4E"),
+    ("sm90", 0, "GemmUniversal"),
+)
+
+
+def last_kernel(ops):
+    """The mangled name of the kernel that ran last; on a GPU nobody records it."""
+    return json.loads(_C.simulator_stats())[-1]["kernel"] if ops.name == "cudasim" else None
+
+
+@on_cuda
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: f"{kernel[0]}-split{kernel[1]}")
+def test_every_cuda_kernel_equals_reference(kernel, ops, generator):
+    name, splits, symbol = kernel
+    with forced_kernel(name, splits):
+        for case in KERNEL_CASES:
+            a, weight = case.operands(generator)
+            packed = ops.pack_gemm_weight(weight)
+            assert_equal(ops.gemm(a, *packed, case.n), reference.gemm(a, weight))
+            ran = last_kernel(ops)
+            assert ran is None or symbol in ran
+            scales = case.scales(generator)
+            value = {k: v for k, v in scales.items() if k not in ("out_scale", "out_zero_point")}
+            assert_equal(
+                ops.gemm_dequantize(a, *packed, **value, dtype=case.dtype),
+                reference.gemm_dequantize(a, weight, **value, dtype=case.dtype),
+            )
+            del scales["residual"]
+            assert_equal(
+                ops.gemm_requantize(a, *packed, **scales),
+                reference.gemm_requantize(a, weight, **scales),
+            )
+
+
+@on_cuda
+@pytest.mark.parametrize("kernel", ["gemv", "64x64x128", "sm90"])
+def test_rows_that_overlap(kernel, ops, generator):
+    """Rows of an expanded tensor: the distance from one to the next is 0, or less than K."""
+    weight = inputs.int8((40, 64), generator)
+    row = inputs.int8((1, 64), generator)
+    line = inputs.int8((64 + 16 * 4,), generator)
+    packed = ops.pack_gemm_weight(weight)
+    for a in (row.expand(5, 64), line.as_strided((5, 64), (16, 1))):
+        with forced_kernel(kernel):
+            if kernel == "sm90":
+                with pytest.raises(NotImplementedError, match="rows of a that do not overlap"):
+                    ops.gemm(a, *packed, 40)
+                continue
+            assert_equal(ops.gemm(a, *packed, 40), reference.gemm(a, weight))
+
+
+def test_int8_results_at_halves_and_beyond_the_range(ops):
+    """Ties, infinities, NaN, and zero points up to some that int8 has no use for."""
+    a = torch.arange(-70, 70, dtype=torch.int8)[:, None]
+    weight = torch.tensor([[1], [-1], [3], [127]], dtype=torch.int8)
+    packed = ops.pack_gemm_weight(weight)
+    for scale in (0.5, 1.5, 1e30, torch.inf, torch.nan):
+        for zero_point in (None, 0, 1, -128, 127, 300, -40000):
+            scales = {
+                "a_scale": torch.tensor([scale]),
+                "b_scale": torch.ones(4),
+                "out_scale": torch.ones(4),
+                "out_zero_point": None,
+            }
+            if zero_point is not None:
+                scales["out_zero_point"] = torch.full((4,), zero_point, dtype=torch.int32)
+            assert_equal(
+                ops.gemm_requantize(a, *packed, **scales),
+                reference.gemm_requantize(a, weight, **scales),
+            )
+
+
+@on_cuda
+def test_the_kernel_chosen_fits_the_device(ops):
+    """Few rows: the weight is read once. Many: on Hopper wgmma, elsewhere mma.sync."""
+    assert _C.plan_gemm(1, 5120, 2560)[0] == "gemv"
+    assert _C.plan_gemm(16, 5120, 2560)[0] == "gemv"
+    name, splits, workspace_bytes = _C.plan_gemm(32, 192, 5120)
+    assert name == "32x64x128"
+    assert splits > 1
+    assert workspace_bytes >= splits * 32 * 192 * 4
+    many = _C.plan_gemm(4096, 10240, 2560)[0]
+    if can_be_forced("sm90"):
+        assert many == "sm90"
+        return
+    assert many == "128x256x64"
+    with pytest.raises(ValueError, match=r"compute capability 9\.0|no kernels for sm_90a"):
+        _C.force_gemm_path("sm90")
+
+
+@on_cuda
+@pytest.mark.parametrize(
+    ("name", "splits", "message"),
+    [
+        ("sm70", 0, "expected one of auto, gemv, sm80, sm90, 128x256x64, .*, got 'sm70'"),
+        ("gemv", 2, "expected splits from 1 to 8, with a tile that can be split"),
+        ("128x128x64", 2, "expected splits from 1 to 8, with a tile that can be split"),
+        ("64x64x128", 9, "expected splits from 1 to 8, with a tile that can be split"),
+        ("64x64x128", -1, "expected splits of at least 0"),
+    ],
+)
+def test_a_kernel_that_cannot_be_forced_is_named(name, splits, message, ops):
+    with pytest.raises(ValueError, match=message):
+        _C.force_gemm_path(name, splits)
+    assert _C.plan_gemm(1, 64, 64)[0] == "gemv"  # nothing is forced
+
+
+@on_cuda
+def test_a_packing_between_vectors_is_refused(ops, generator):
+    packed, layout = ops.pack_gemm_weight(inputs.int8((32, 64), generator))
+    shifted = torch.cat([packed[:1], packed])[1:]
+    with pytest.raises(NotImplementedError, match="packed to start at a multiple of 16 bytes"):
+        ops.gemm(inputs.int8((3, 64), generator), shifted, layout, 32)
 
 
 def test_a_layout_of_another_isa_is_refused():
