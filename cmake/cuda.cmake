@@ -47,12 +47,12 @@ function(mbq_add_cuda_objects target architectures)
   add_library(${target} OBJECT ${ARGN})
   target_include_directories(${target} PRIVATE csrc csrc/include)
   target_include_directories(${target} SYSTEM PRIVATE "${MBQ_CUTLASS_INCLUDE}")
-  set_target_properties(${target} PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON
-                        CUDA_ARCHITECTURES "${architectures}")
+  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${architectures}")
   # Keeps ptxas's report of registers and spills beside each object (scripts/ptxas_report.py).
   set_target_properties(${target} PROPERTIES CUDA_COMPILER_LAUNCHER
                         "${Python_EXECUTABLE};${PROJECT_SOURCE_DIR}/scripts/nvcc_with_report.py")
-  target_compile_options(${target} PRIVATE -Xcompiler=-Wall,-Wextra -Werror all-warnings
+  # -std here, since CMake below 3.26 knows no C++20 for nvcc.
+  target_compile_options(${target} PRIVATE -std=c++20 -Xcompiler=-Wall,-Wextra -Werror all-warnings
                          --expt-relaxed-constexpr -lineinfo)
 endfunction()
 
