@@ -1,0 +1,254 @@
+// selective_scan with 16 states: mambaquant/selective_scan.h has the formula.
+//
+// A thread walks one channel, its 16 states and 16 A in registers; 64 threads share a tile in shared
+// memory (selective_scan_tile.cuh) and do with it: load (softplus), scan, store (skip, gate).
+//   kChunks = 1: a block walks the whole sequence, tile by tile.
+//   kChunks = 4: a block takes four chunks of the sequence at once, a tile each. Pass 1 scans every chunk
+//   from state 0; the decay over a chunk is 2^(A sum dt), so that the chunks are joined in shared memory,
+//   and the blocks of a sequence in a chain: a block waits for the state that its predecessor ends with,
+//   passes on its own, and then scans again, now with the read-out, what still lies in shared memory.
+//   Blocks take their places by a ticket, so that whoever waits, waits for one that runs already.
+//
+// Bound: instructions, and 2^x within them: per (token, channel, state) 5 to 12 and what they share
+// (docs/design/0009 has the counts), pass 1 4.5 more. Bytes, per (token, channel): dt, x, z and y once,
+// B and C once for 64 channels (1/2), A, scales and states once for a block of 256 tokens (220/256).
+#pragma once
+
+#include "cuda/common/sync.cuh"
+#include "cuda/selective_scan_tile.cuh"
+
+namespace mambaquant::cuda {
+
+struct ScanPlan {
+  int32_t chunk_tokens;  // of a tile
+  int32_t groups;        // of a tile, ceil(chunk_tokens / 4)
+  int32_t blocks;        // of a sequence; 1: no chain
+  int32_t tiles;         // of 64 channels
+  uint32_t vectors;      // VectorOperand
+};
+
+// The chain's memory: a ticket counter and a flag for each block, all 0 at first; then, a block after
+// another, the states (kStates, kTileChannels) that it ends with.
+struct ScanChain {
+  uint32_t* ticket;
+  uint32_t* flags;
+  float* states;
+};
+inline constexpr int64_t kTileStates = kStates * kTileChannels;
+
+// Over shared memory: what a chunk hands to the next.
+struct CarrySlots {
+  float state[kStates][kTileChannels];
+  float steps[kTileChannels];
+  uint32_t ticket;
+};
+
+template <Readout kReadout>
+constexpr int64_t scan_shared_bytes(int32_t chunks, int32_t groups) {
+  const int64_t tile = Tile<typename ReadoutRow<kReadout>::type>::kGroupBytes * static_cast<int64_t>(groups);
+  return chunks * tile + (chunks > 1 ? static_cast<int64_t>(sizeof(CarrySlots)) : 0);
+}
+
+// A thread's channel.
+struct ScanChannel {
+  int32_t c;  // within the tile
+  bool exists;
+  float A[kStates];  // in units of log2(e)
+  float h[kStates];
+  InputScale input;
+  float inv_readout_scale;
+};
+
+// (dstate, dim) rows, one channel; 0 without `rows`.
+__device__ inline void load_state(const float* rows, int64_t stride, bool exists, float (&h)[kStates]) {
+#pragma unroll
+  for (int32_t n = 0; n < kStates; ++n) h[n] = exists && rows != nullptr ? __ldcg(rows + n * stride) : 0.0f;
+}
+__device__ inline void store_state(float* rows, int64_t stride, bool exists, const float (&h)[kStates]) {
+#pragma unroll
+  for (int32_t n = 0; n < kStates; ++n) {
+    if (exists) rows[n * stride] = h[n];
+  }
+}
+
+__device__ inline ScanChannel load_channel(const SelectiveScanParams& p, const TilePlace& place) {
+  ScanChannel channel;
+  channel.c = place.thread;
+  channel.exists = place.thread < place.channels;
+  const int64_t c = place.c + (channel.exists ? place.thread : 0);
+  load_state(p.A + c, p.dim, channel.exists, channel.A);
+#pragma unroll
+  for (int32_t n = 0; n < kStates; ++n) channel.A[n] *= kLog2E;
+  channel.input = load_input_scale(p, c);
+  channel.input.zero += kByteShift;
+  channel.inv_readout_scale = load_inv_readout_scale(p, c);
+  return channel;
+}
+
+// One channel over a tile: advances its states; puts the read-out in the place of the steps.
+template <Readout kReadout, bool kReadsOut, typename RowT>
+__device__ inline float scan_tile(const Tile<RowT>& tile, int32_t groups, ScanChannel& channel) {
+  Float4* steps = tile.steps + slot_of(channel.c);
+  const uint32_t* x = tile.x + channel.c;
+  const FloatRow* B = tile.B;
+  const RowT* C = tile.C;
+  float sum = 0.0f;
+  for (int32_t g = 0; g < groups; ++g) {
+    const Float4 dt = *steps;
+    const uint32_t x4 = *x;
+    Float4 y;
+#pragma unroll
+    for (int32_t t = 0; t < kGroup; ++t) {
+      const float dtx = __fmul_rn(dt[t], channel.input(shifted_byte(x4, t)));
+      advance(channel.h, channel.A, B[t], dt[t], dtx);
+      if constexpr (kReadsOut) {
+        y[t] = read_out<kReadout == Readout::kRotatedInt8>(channel.h, C[t], channel.inv_readout_scale);
+      } else {
+        sum += dt[t];
+      }
+    }
+    if constexpr (kReadsOut) *steps = y;
+    steps += kTileChannels;
+    x += kTileChannels;
+    B += kGroup;
+    C += kGroup;
+  }
+  return sum;
+}
+
+// rows = 2^(A steps) h + rows
+__device__ inline void decay_onto(const float (&A)[kStates], float steps, const float (&h)[kStates],
+                                  float (&rows)[kStates]) {
+#pragma unroll
+  for (int32_t n = 0; n < kStates; ++n) rows[n] = fmaf(exp2_approx(steps * A[n]), h[n], rows[n]);
+}
+
+// From the states that each chunk ends with when it starts from 0 (channel.h, after `steps` in all) to
+// those that it starts with.
+template <int32_t kChunks>
+__device__ inline void join_chunks(const SelectiveScanParams& p, const ScanPlan& plan, const ScanChain& chain,
+                                   const TilePlace& place, int64_t sequence, int32_t block, int32_t chunk,
+                                   float steps, CarrySlots* carry, ScanChannel& channel) {
+  const int32_t c = channel.c;
+  float before[kStates];  // what the earlier chunks of the block leave
+  float steps_before = 0.0f;
+#pragma unroll
+  for (int32_t n = 0; n < kStates; ++n) before[n] = 0.0f;
+  for (int32_t k = 0; k < kChunks; ++k) {
+    if (k == chunk) {
+      if (k > 0) {
+        steps_before = carry->steps[c];
+#pragma unroll
+        for (int32_t n = 0; n < kStates; ++n) before[n] = carry->state[n][c];
+      }
+      decay_onto(channel.A, steps, before, channel.h);
+      carry->steps[c] = steps_before + steps;
+#pragma unroll
+      for (int32_t n = 0; n < kStates; ++n) carry->state[n][c] = channel.h[n];
+    }
+    __syncthreads();
+  }
+  const int64_t link = sequence * plan.blocks + block;
+  if (block > 0) {
+    if (threadIdx.x == 0) {
+      while (load_acquire(chain.flags + link - 1) == 0) __nanosleep(100);
+    }
+    __syncthreads();
+  }
+  float start[kStates];
+  if (chunk == kChunks - 1) {
+    if (block > 0) {
+      load_state(chain.states + (link - 1) * kTileStates + c, kTileChannels, true, start);
+    } else {
+      const float* rows = p.initial_state == nullptr
+                              ? nullptr
+                              : p.initial_state + place.batch * kStates * p.dim + place.c + c;
+      load_state(rows, p.dim, channel.exists, start);
+    }
+    if (block + 1 < plan.blocks) {
+      decay_onto(channel.A, steps_before + steps, start, channel.h);
+      store_state(chain.states + link * kTileStates + c, kTileChannels, true, channel.h);
+    }
+#pragma unroll
+    for (int32_t n = 0; n < kStates; ++n) carry->state[n][c] = start[n];
+  }
+  __syncthreads();
+  if (threadIdx.x == 0 && block + 1 < plan.blocks) {
+    __threadfence();
+    store_release(chain.flags + link, 1);
+  }
+#pragma unroll
+  for (int32_t n = 0; n < kStates; ++n) {
+    start[n] = carry->state[n][c];
+    channel.h[n] = before[n];
+  }
+  decay_onto(channel.A, steps_before, start, channel.h);
+}
+
+template <Readout kReadout, int32_t kChunks>
+__global__ void __launch_bounds__(kTileChannels* kChunks, kChunks == 1 ? 7 : 2)
+    scan_kernel(const __grid_constant__ SelectiveScanParams p, const ScanPlan plan, const ScanChain chain) {
+  using RowT = typename ReadoutRow<kReadout>::type;
+  extern __shared__ __align__(16) char memory[];
+  const int32_t chunk = static_cast<int32_t>(threadIdx.x) / kTileChannels;
+  const int64_t tile_bytes = Tile<RowT>::kGroupBytes * plan.groups;
+  const Tile<RowT> tile(memory + chunk * tile_bytes, plan.groups);
+  auto* carry = reinterpret_cast<CarrySlots*>(memory + kChunks * tile_bytes);
+
+  int64_t index = blockIdx.x;
+  if (kChunks > 1 && plan.blocks > 1) {
+    if (threadIdx.x == 0) carry->ticket = atomicAdd(chain.ticket, 1);
+    __syncthreads();
+    index = carry->ticket;
+  }
+  // The first blocks of all sequences come first.
+  const int64_t sequences = p.batch * plan.tiles;
+  const int64_t sequence = index % sequences;
+  const auto block = static_cast<int32_t>(index / sequences);
+
+  TilePlace place;
+  place.batch = sequence / plan.tiles;
+  place.c = sequence % plan.tiles * kTileChannels;
+  place.channels = static_cast<int32_t>(min(p.dim - place.c, static_cast<int64_t>(kTileChannels)));
+  place.thread = static_cast<int32_t>(threadIdx.x) % kTileChannels;
+  place.groups = plan.groups;
+  place.vectors = plan.vectors;
+  ScanChannel channel = load_channel(p, place);
+  const int64_t state_offset = place.batch * kStates * p.dim + place.c + channel.c;
+
+  if constexpr (kChunks > 1) {
+    const int64_t start = (static_cast<int64_t>(block) * kChunks + chunk) * plan.chunk_tokens;
+    place.token = start;
+    place.tokens = static_cast<int32_t>(max(min(p.seqlen - start, static_cast<int64_t>(plan.chunk_tokens)), int64_t{0}));
+    load_channels(p, place, tile);
+    load_state_rows(p, place, tile);
+#pragma unroll
+    for (int32_t n = 0; n < kStates; ++n) channel.h[n] = 0.0f;
+    __syncthreads();
+    const int32_t groups = (place.tokens + kGroup - 1) / kGroup;
+    const float steps = scan_tile<kReadout, false>(tile, groups, channel);
+    join_chunks<kChunks>(p, plan, chain, place, sequence, block, chunk, steps, carry, channel);
+    scan_tile<kReadout, true>(tile, groups, channel);
+    __syncthreads();
+    store_channels(p, place, tile);
+    if (block + 1 == plan.blocks && chunk == kChunks - 1) {
+      store_state(p.final_state + state_offset, p.dim, channel.exists, channel.h);
+    }
+  } else {
+    load_state(p.initial_state == nullptr ? nullptr : p.initial_state + state_offset, p.dim, channel.exists, channel.h);
+    for (int64_t start = 0; start < p.seqlen; start += plan.chunk_tokens) {
+      place.token = start;
+      place.tokens = static_cast<int32_t>(min(p.seqlen - start, static_cast<int64_t>(plan.chunk_tokens)));
+      place.groups = (place.tokens + kGroup - 1) / kGroup;
+      load_channels(p, place, tile);
+      load_state_rows(p, place, tile);
+      __syncthreads();
+      scan_tile<kReadout, true>(tile, place.groups, channel);
+      __syncthreads();
+      store_channels(p, place, tile);
+    }
+    store_state(p.final_state + state_offset, p.dim, channel.exists, channel.h);
+  }
+}
+
+}  // namespace mambaquant::cuda
