@@ -84,7 +84,7 @@ __device__ inline float read_out_lanes(const SelectiveScanParams& p, const LaneC
 #pragma unroll
   for (int32_t k = 0; k < kPerLane; ++k) {
     // Sums of integers stay below 2^24: exact.
-    if (p.readout_scale != nullptr) v[k] = __uint_as_float(quantized_state(v[k], inv_readout_scale)) - kRounder;
+    if (p.readout_scale != nullptr) v[k] = quantized_state(v[k], inv_readout_scale) - kRounder;
     sum = fmaf(v[k], token.C[k], sum);
   }
   for (int32_t offset = channel.lanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(kFullMask, sum, offset);
@@ -121,7 +121,8 @@ __global__ void __launch_bounds__(kAnyThreads, 4)
   LaneChannel<kPerLane> channel = load_lane_channel<kPerLane>(p, lanes);
   const InputScale input = load_input_scale(p, channel.c);
   const float bias = load_dt_bias(p, channel.c), inv_readout_scale = load_inv_readout_scale(p, channel.c);
-  const Output output = load_output(p, channel.c);
+  const Skip skip = load_skip(p, channel.c);
+  const Gate gate = load_gate(p, channel.c);
   LaneToken<kPerLane> next = load_token(p, channel, 0);
   for (int64_t t = 0; t < p.seqlen; ++t) {
     const LaneToken<kPerLane> token = next;
@@ -130,8 +131,9 @@ __global__ void __launch_bounds__(kAnyThreads, 4)
     const float dtx = __fmul_rn(dt, x_f);
 #pragma unroll
     for (int32_t k = 0; k < kPerLane; ++k) channel.h[k] = advance(channel.h[k], channel.A[k], token.B[k], dt, dtx);
-    float y = output.skip(read_out_lanes(p, channel, token, inv_readout_scale), x_f);
-    if (p.z != nullptr) y = output.gated(y, token.z);
+    // Without integers the scale is 1: one form serves both.
+    float y = skip.apply<Readout::kInt8>(read_out_lanes(p, channel, token, inv_readout_scale), x_f);
+    if (p.z != nullptr) y = gate.apply(y, token.z);
     if (!channel.exists || channel.lane != 0) continue;
     const int64_t row = channel.batch * p.seqlen + (p.reverse ? p.seqlen - 1 - t : t);
     store_element(p.y, p.y_dtype, row * p.dim + channel.c, y);

@@ -9,6 +9,7 @@
 // What remains (softplus, dequantization, skip, gate) is done once per (token, channel).
 #pragma once
 
+#include "cuda/common/bytes.cuh"
 #include "cuda/common/math.cuh"
 #include "cuda/common/quant.cuh"
 #include "cuda/common/vec.cuh"
@@ -19,19 +20,6 @@ namespace mambaquant::cuda {
 inline constexpr int32_t kStates = 16;  // where a thread holds all states of a channel
 
 enum class Readout { kFloat, kInt8, kRotatedInt8 };
-
-// NOTE(shifted-integers): a float in [2^23, 2^24) is an integer. 0x4b000000 | byte is 2^23 + byte, made by
-// one byte permute; adding 1.5 * 2^23 rounds to nearest, ties to even, and leaves the integer in the low
-// bits. Both avoid the conversion instructions, which share a slow pipe with 2^x.
-inline constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23
-inline constexpr uint32_t kRounderBits = 0x4b400000u;
-inline constexpr float kByteShift = 8388736.0f;     // 2^23 + 128: of an int8 whose sign bit was flipped
-inline constexpr uint32_t kFlipSigns = 0x80808080u;  // of four
-
-// int8 number `i` of four whose signs were flipped, plus kByteShift.
-__device__ inline float shifted_byte(uint32_t four, int32_t i) {
-  return __uint_as_float(__byte_perm(four, 0x4b000000u, 0x7440u + static_cast<uint32_t>(i)));
-}
 
 // An element of a tensor whose type is known at run time.
 __device__ inline float load_element(const void* p, DType dtype, int64_t i) {
@@ -73,23 +61,30 @@ __device__ inline float load_dt_bias(const SelectiveScanParams& p, int64_t c) {
   return p.dt_bias == nullptr ? 0.0f : p.dt_bias[c];
 }
 
-// From the sum over the states to y.
-struct Output {
-  float readout, D, z, gate;  // scales; gate in units of -log2(e)
-
-  __device__ float skip(float sum, float x_f) const { return fmaf(D, x_f, __fmul_rn(sum, readout)); }
-  __device__ float gated(float y, float z_q) const {
-    const float z_f = z_q * z;
-    return y * (z_f * rcp_approx(1.0f + exp2_approx(z_f * gate)));
+// y = D x_f + the read-out, whose integers have a scale.
+struct Skip {
+  float D, readout;
+  template <Readout kReadout>
+  __device__ float apply(float sum, float x_f) const {
+    return fmaf(D, x_f, kReadout == Readout::kFloat ? sum : __fmul_rn(sum, readout));
   }
 };
-__device__ inline Output load_output(const SelectiveScanParams& p, int64_t c) {
-  Output out;
-  out.readout = p.readout_scale == nullptr ? 1.0f : __fmul_rn(p.readout_scale[c], *p.C_scale);
-  out.D = p.D == nullptr ? 0.0f : p.D[c];
-  out.z = p.z_scale == nullptr ? 1.0f : p.z_scale[c];
-  out.gate = (p.gate_scale == nullptr ? 1.0f : p.gate_scale[c]) * -kLog2E;
-  return out;
+__device__ inline Skip load_skip(const SelectiveScanParams& p, int64_t c) {
+  return {p.D == nullptr ? 0.0f : p.D[c],
+          p.readout_scale == nullptr ? 1.0f : __fmul_rn(p.readout_scale[c], *p.C_scale)};
+}
+
+// y *= z sigmoid(gate_scale z)
+struct Gate {
+  float z_scale, gate_scale;  // the latter in units of -log2(e)
+  __device__ float apply(float y, float z) const {
+    const float z_f = z * z_scale;
+    return y * (z_f * rcp_approx(1.0f + exp2_approx(z_f * gate_scale)));
+  }
+};
+__device__ inline Gate load_gate(const SelectiveScanParams& p, int64_t c) {
+  return {p.z_scale == nullptr ? 1.0f : p.z_scale[c],
+          (p.gate_scale == nullptr ? 1.0f : p.gate_scale[c]) * -kLog2E};
 }
 
 // The factor between a (rotated, not normalised) state and its integers.
@@ -105,18 +100,19 @@ __device__ inline float advance(float h, float A, float B, float dt, float dtx) 
   return fmaf(exp2_approx(dt * A), h, __fmul_rn(dtx, B));
 }
 
-// clamp(rne(h * inv_scale), -127, 127) in the low byte. NaN gives 127.
-__device__ inline uint32_t quantized_state(float h, float inv_scale) {
+// kRounder + clamp(rne(h * inv_scale), -127, 127). NaN gives 127.
+__device__ inline float quantized_state(float h, float inv_scale) {
   const float q = fmaf(h, inv_scale, kRounder);
-  return __float_as_uint(fmaxf(fminf(q, kRounder + kQMax), kRounder + kQMinSymmetric));
+  return fmaxf(fminf(q, kRounder + kQMax), kRounder + kQMinSymmetric);
 }
 
-// A row of B, or of C for the float read-out; a row of int8 C.
+// A token's row of B, or of C for the float read-out; of int8 C. Built-in vectors, which the compiler never
+// takes apart into loads of four bytes.
 struct FloatRow {
-  float data[kStates];
+  float4 four[kStates / 4];
 };
 struct Int8Row {
-  Vec<uint32_t, kStates / 4> words;
+  uint4 words;
 };
 template <Readout kReadout>
 struct ReadoutRow {
@@ -130,7 +126,13 @@ struct ReadoutRow<Readout::kFloat> {
 __device__ inline void advance(float (&h)[kStates], const float (&A)[kStates], const FloatRow& B, float dt,
                                float dtx) {
 #pragma unroll
-  for (int32_t n = 0; n < kStates; ++n) h[n] = advance(h[n], A[n], B.data[n], dt, dtx);
+  for (int32_t n = 0; n < kStates; n += 4) {
+    const float4 b = B.four[n / 4];
+    h[n] = advance(h[n], A[n], b.x, dt, dtx);
+    h[n + 1] = advance(h[n + 1], A[n + 1], b.y, dt, dtx);
+    h[n + 2] = advance(h[n + 2], A[n + 2], b.z, dt, dtx);
+    h[n + 3] = advance(h[n + 3], A[n + 3], b.w, dt, dtx);
+  }
 }
 
 // Sylvester's transform, not normalised.
@@ -148,29 +150,37 @@ __device__ inline void hadamard(float (&v)[kStates]) {
 }
 
 // sum_n h[n] C[n] in four chains, which hide the latency of fma.
-template <bool kRotate>
+template <Readout kReadout>
 __device__ inline float read_out(const float (&h)[kStates], const FloatRow& C, float) {
-  float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
-  for (int32_t n = 0; n < kStates; ++n) sum[n % 4] = fmaf(h[n], C.data[n], sum[n % 4]);
-  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  for (int32_t n = 0; n < kStates; n += 4) {
+    const float4 c = C.four[n / 4];
+    sum.x = fmaf(h[n], c.x, sum.x);
+    sum.y = fmaf(h[n + 1], c.y, sum.y);
+    sum.z = fmaf(h[n + 2], c.z, sum.z);
+    sum.w = fmaf(h[n + 3], c.w, sum.w);
+  }
+  return (sum.x + sum.y) + (sum.z + sum.w);
+}
+__device__ inline int32_t add_int8_readout(const float* v, uint32_t C, float inv_scale, int32_t sum) {
+  const uint32_t q = packed_low_bytes(quantized_state(v[0], inv_scale), quantized_state(v[1], inv_scale),
+                                      quantized_state(v[2], inv_scale), quantized_state(v[3], inv_scale));
+  return __dp4a(static_cast<int32_t>(q), static_cast<int32_t>(C), sum);
 }
 // sum_n qh[n] C[n], exact: below 2^22, so that a sum that starts at kRounderBits ends as the bits of a float.
-template <bool kRotate>
+template <Readout kReadout>
 __device__ inline float read_out(const float (&h)[kStates], const Int8Row& C, float inv_scale) {
   float v[kStates];
 #pragma unroll
   for (int32_t n = 0; n < kStates; ++n) v[n] = h[n];
-  if constexpr (kRotate) hadamard(v);
+  if constexpr (kReadout == Readout::kRotatedInt8) hadamard(v);
+  const uint4 c = C.words;
   int32_t sum = static_cast<int32_t>(kRounderBits);
-#pragma unroll
-  for (int32_t n = 0; n < kStates; n += 4) {
-    uint32_t q[4];
-#pragma unroll
-    for (int32_t i = 0; i < 4; ++i) q[i] = quantized_state(v[n + i], inv_scale);
-    const uint32_t four = __byte_perm(__byte_perm(q[0], q[1], 0x0040u), __byte_perm(q[2], q[3], 0x0040u), 0x5410u);
-    sum = __dp4a(static_cast<int32_t>(four), static_cast<int32_t>(C.words[n / 4]), sum);
-  }
+  sum = add_int8_readout(v, c.x, inv_scale, sum);
+  sum = add_int8_readout(v + 4, c.y, inv_scale, sum);
+  sum = add_int8_readout(v + 8, c.z, inv_scale, sum);
+  sum = add_int8_readout(v + 12, c.w, inv_scale, sum);
   return __int_as_float(sum) - kRounder;
 }
 

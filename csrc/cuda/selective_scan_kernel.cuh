@@ -53,61 +53,72 @@ constexpr int64_t scan_shared_bytes(int32_t chunks, int32_t groups) {
 struct ScanChannel {
   int32_t c;  // within the tile
   bool exists;
+  int64_t state_offset;  // of state 0
   float A[kStates];  // in units of log2(e)
   float h[kStates];
   InputScale input;
+  Skip skip;
   float inv_readout_scale;
 };
 
-// (dstate, dim) rows, one channel; 0 without `rows`.
-__device__ inline void load_state(const float* rows, int64_t stride, bool exists, float (&h)[kStates]) {
+// (dstate, dim) rows, one channel.
+__device__ inline void load_state(const float* rows, int64_t stride, float (&h)[kStates]) {
 #pragma unroll
-  for (int32_t n = 0; n < kStates; ++n) h[n] = exists && rows != nullptr ? __ldcg(rows + n * stride) : 0.0f;
+  for (int32_t n = 0; n < kStates; ++n, rows += stride) h[n] = __ldcg(rows);
 }
-__device__ inline void store_state(float* rows, int64_t stride, bool exists, const float (&h)[kStates]) {
+__device__ inline void store_state(float* rows, int64_t stride, const float (&h)[kStates]) {
 #pragma unroll
-  for (int32_t n = 0; n < kStates; ++n) {
-    if (exists) rows[n * stride] = h[n];
-  }
+  for (int32_t n = 0; n < kStates; ++n, rows += stride) *rows = h[n];
+}
+__device__ inline void load_initial_state(const SelectiveScanParams& p, int64_t offset, float (&h)[kStates]) {
+  if (p.initial_state != nullptr) return load_state(p.initial_state + offset, p.dim, h);
+#pragma unroll
+  for (int32_t n = 0; n < kStates; ++n) h[n] = 0.0f;
 }
 
+// A thread beyond the last channel works on the first of the tile, and stores nothing.
 __device__ inline ScanChannel load_channel(const SelectiveScanParams& p, const TilePlace& place) {
   ScanChannel channel;
   channel.c = place.thread;
   channel.exists = place.thread < place.channels;
   const int64_t c = place.c + (channel.exists ? place.thread : 0);
-  load_state(p.A + c, p.dim, channel.exists, channel.A);
+  channel.state_offset = place.batch * kStates * p.dim + c;
+  load_state(p.A + c, p.dim, channel.A);
 #pragma unroll
   for (int32_t n = 0; n < kStates; ++n) channel.A[n] *= kLog2E;
   channel.input = load_input_scale(p, c);
   channel.input.zero += kByteShift;
+  channel.skip = load_skip(p, c);
   channel.inv_readout_scale = load_inv_readout_scale(p, c);
   return channel;
 }
 
-// One channel over a tile: advances its states; puts the read-out in the place of the steps.
+// One channel over a tile: advances its states; pass 2 puts y, before the gate, in the place of the steps,
+// pass 1 returns their sum.
 template <Readout kReadout, bool kReadsOut, typename RowT>
 __device__ inline float scan_tile(const Tile<RowT>& tile, int32_t groups, ScanChannel& channel) {
-  Float4* steps = tile.steps + slot_of(channel.c);
+  float4* steps = tile.steps + slot_of(channel.c);
   const uint32_t* x = tile.x + channel.c;
   const FloatRow* B = tile.B;
   const RowT* C = tile.C;
   float sum = 0.0f;
   for (int32_t g = 0; g < groups; ++g) {
-    const Float4 dt = *steps;
-    const uint32_t x4 = *x;
-    Float4 y;
+    const float4 four = *steps;
+    const float dt[kGroup] = {four.x, four.y, four.z, four.w};
+    float x_f[kGroup], y[kGroup];
+    shifted_bytes(*x, x_f);
 #pragma unroll
     for (int32_t t = 0; t < kGroup; ++t) {
-      const float dtx = __fmul_rn(dt[t], channel.input(shifted_byte(x4, t)));
-      advance(channel.h, channel.A, B[t], dt[t], dtx);
+      x_f[t] = channel.input(x_f[t]);
+      advance(channel.h, channel.A, B[t], dt[t], __fmul_rn(dt[t], x_f[t]));
       if constexpr (kReadsOut) {
-        y[t] = read_out<kReadout == Readout::kRotatedInt8>(channel.h, C[t], channel.inv_readout_scale);
+        const float read = read_out<kReadout>(channel.h, C[t], channel.inv_readout_scale);
+        y[t] = channel.skip.template apply<kReadout>(read, x_f[t]);
       } else {
         sum += dt[t];
       }
     }
-    if constexpr (kReadsOut) *steps = y;
+    if constexpr (kReadsOut) *steps = {y[0], y[1], y[2], y[3]};
     steps += kTileChannels;
     x += kTileChannels;
     B += kGroup;
@@ -127,7 +138,7 @@ __device__ inline void decay_onto(const float (&A)[kStates], float steps, const 
 // those that it starts with.
 template <int32_t kChunks>
 __device__ inline void join_chunks(const SelectiveScanParams& p, const ScanPlan& plan, const ScanChain& chain,
-                                   const TilePlace& place, int64_t sequence, int32_t block, int32_t chunk,
+                                   int64_t sequence, int32_t block, int32_t chunk,
                                    float steps, CarrySlots* carry, ScanChannel& channel) {
   const int32_t c = channel.c;
   float before[kStates];  // what the earlier chunks of the block leave
@@ -158,16 +169,13 @@ __device__ inline void join_chunks(const SelectiveScanParams& p, const ScanPlan&
   float start[kStates];
   if (chunk == kChunks - 1) {
     if (block > 0) {
-      load_state(chain.states + (link - 1) * kTileStates + c, kTileChannels, true, start);
+      load_state(chain.states + (link - 1) * kTileStates + c, kTileChannels, start);
     } else {
-      const float* rows = p.initial_state == nullptr
-                              ? nullptr
-                              : p.initial_state + place.batch * kStates * p.dim + place.c + c;
-      load_state(rows, p.dim, channel.exists, start);
+      load_initial_state(p, channel.state_offset, start);
     }
     if (block + 1 < plan.blocks) {
       decay_onto(channel.A, steps_before + steps, start, channel.h);
-      store_state(chain.states + link * kTileStates + c, kTileChannels, true, channel.h);
+      store_state(chain.states + link * kTileStates + c, kTileChannels, channel.h);
     }
 #pragma unroll
     for (int32_t n = 0; n < kStates; ++n) carry->state[n][c] = start[n];
@@ -214,7 +222,6 @@ __global__ void __launch_bounds__(kTileChannels* kChunks, kChunks == 1 ? 7 : 2)
   place.groups = plan.groups;
   place.vectors = plan.vectors;
   ScanChannel channel = load_channel(p, place);
-  const int64_t state_offset = place.batch * kStates * p.dim + place.c + channel.c;
 
   if constexpr (kChunks > 1) {
     const int64_t start = (static_cast<int64_t>(block) * kChunks + chunk) * plan.chunk_tokens;
@@ -227,15 +234,15 @@ __global__ void __launch_bounds__(kTileChannels* kChunks, kChunks == 1 ? 7 : 2)
     __syncthreads();
     const int32_t groups = (place.tokens + kGroup - 1) / kGroup;
     const float steps = scan_tile<kReadout, false>(tile, groups, channel);
-    join_chunks<kChunks>(p, plan, chain, place, sequence, block, chunk, steps, carry, channel);
+    join_chunks<kChunks>(p, plan, chain, sequence, block, chunk, steps, carry, channel);
     scan_tile<kReadout, true>(tile, groups, channel);
     __syncthreads();
     store_channels(p, place, tile);
-    if (block + 1 == plan.blocks && chunk == kChunks - 1) {
-      store_state(p.final_state + state_offset, p.dim, channel.exists, channel.h);
+    if (block + 1 == plan.blocks && chunk == kChunks - 1 && channel.exists) {
+      store_state(p.final_state + channel.state_offset, p.dim, channel.h);
     }
   } else {
-    load_state(p.initial_state == nullptr ? nullptr : p.initial_state + state_offset, p.dim, channel.exists, channel.h);
+    load_initial_state(p, channel.state_offset, channel.h);
     for (int64_t start = 0; start < p.seqlen; start += plan.chunk_tokens) {
       place.token = start;
       place.tokens = static_cast<int32_t>(min(p.seqlen - start, static_cast<int64_t>(plan.chunk_tokens)));
@@ -247,7 +254,7 @@ __global__ void __launch_bounds__(kTileChannels* kChunks, kChunks == 1 ? 7 : 2)
       __syncthreads();
       store_channels(p, place, tile);
     }
-    store_state(p.final_state + state_offset, p.dim, channel.exists, channel.h);
+    if (channel.exists) store_state(p.final_state + channel.state_offset, p.dim, channel.h);
   }
 }
 

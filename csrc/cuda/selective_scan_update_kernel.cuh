@@ -11,37 +11,41 @@ namespace mambaquant::cuda {
 
 inline constexpr int32_t kUpdateThreads = 64;
 
+template <Readout kReadout>
 struct UpdateRows {
   FloatRow B;
-  FloatRow C;
-  Int8Row C_int8;
+  typename ReadoutRow<kReadout>::type C;
 };
 
 // B and C of one sequence to shared memory.
-__device__ inline void load_update_rows(const SelectiveScanParams& p, int64_t batch, UpdateRows* rows) {
+template <Readout kReadout>
+__device__ inline void load_update_rows(const SelectiveScanParams& p, int64_t batch, UpdateRows<kReadout>* rows) {
   const int32_t thread = static_cast<int32_t>(threadIdx.x), n = thread % kStates;
   if (thread < kStates) {
     const float B = load_element(p.B, p.B_dtype, batch * p.B_stride_batch + n);
-    rows->B.data[n] = __fmul_rn(B, p.B_scale == nullptr ? 1.0f : p.B_scale[n]);
-  } else if (thread < 2 * kStates && p.readout_scale == nullptr) {
-    const float C = load_element(p.C, p.C_dtype, batch * p.C_stride_batch + n);
-    rows->C.data[n] = __fmul_rn(C, p.C_scale == nullptr ? 1.0f : *p.C_scale);
+    reinterpret_cast<float*>(&rows->B)[n] = __fmul_rn(B, p.B_scale == nullptr ? 1.0f : p.B_scale[n]);
   } else if (thread < 2 * kStates) {
-    reinterpret_cast<int8_t*>(&rows->C_int8)[n] = static_cast<const int8_t*>(p.C)[batch * p.C_stride_batch + n];
+    if constexpr (kReadout == Readout::kFloat) {
+      const float C = load_element(p.C, p.C_dtype, batch * p.C_stride_batch + n);
+      reinterpret_cast<float*>(&rows->C)[n] = __fmul_rn(C, p.C_scale == nullptr ? 1.0f : *p.C_scale);
+    } else {
+      reinterpret_cast<int8_t*>(&rows->C)[n] = static_cast<const int8_t*>(p.C)[batch * p.C_stride_batch + n];
+    }
   }
 }
 
 template <Readout kReadout>
 __global__ void __launch_bounds__(kUpdateThreads)
     update_kernel(const __grid_constant__ SelectiveScanParams p, int32_t sequences_per_block) {
-  __shared__ __align__(16) UpdateRows rows;
+  __shared__ UpdateRows<kReadout> rows;
   const int64_t tiles = (p.dim + kUpdateThreads - 1) / kUpdateThreads;
   const int64_t c = blockIdx.x % tiles * kUpdateThreads + threadIdx.x;
   const bool exists = c < p.dim;
   const int64_t column = exists ? c : 0;
   const InputScale input = load_input_scale(p, column);
   const float bias = load_dt_bias(p, column), inv_readout_scale = load_inv_readout_scale(p, column);
-  const Output output = load_output(p, column);
+  const Skip skip = load_skip(p, column);
+  const Gate gate = load_gate(p, column);
   float A[kStates];
 #pragma unroll
   for (int32_t n = 0; n < kStates; ++n) A[n] = p.A[n * p.dim + column] * kLog2E;
@@ -60,14 +64,8 @@ __global__ void __launch_bounds__(kUpdateThreads)
     load_update_rows(p, batch, &rows);
     __syncthreads();
     advance(h, A, rows.B, dt, __fmul_rn(dt, x_f));
-    float y;
-    if constexpr (kReadout == Readout::kFloat) {
-      y = read_out<false>(h, rows.C, inv_readout_scale);
-    } else {
-      y = read_out<kReadout == Readout::kRotatedInt8>(h, rows.C_int8, inv_readout_scale);
-    }
-    y = output.skip(y, x_f);
-    if (p.z != nullptr) y = output.gated(y, z);
+    float y = skip.apply<kReadout>(read_out<kReadout>(h, rows.C, inv_readout_scale), x_f);
+    if (p.z != nullptr) y = gate.apply(y, z);
     if (!exists) continue;
     store_element(p.y, p.y_dtype, batch * p.dim + c, y);
 #pragma unroll

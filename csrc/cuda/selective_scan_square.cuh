@@ -1,0 +1,134 @@
+// selective_scan: four tokens by four channels between global memory and registers, v[token][channel].
+//
+// A square that exists in full and lies on vector borders moves by four vectors of four elements; one at
+// an edge, or of a tensor that is not so aligned, element by element. Which of the two is a branch that all
+// threads but those at an edge take alike.
+#pragma once
+
+#include "cuda/selective_scan_channel.cuh"
+
+namespace mambaquant::cuda {
+
+struct Square {
+  int32_t tokens, channels;  // that exist, from the first
+  bool by_vectors;
+  __device__ bool has(int32_t t, int32_t i) const { return t < tokens && i < channels; }
+};
+
+// Four neighbours as one built-in vector, which the compiler never takes apart.
+template <typename T>
+struct FourHalves {
+  using Raw = uint2;
+  static __device__ float4 floats(const uint2& raw) {
+    const auto v = __builtin_bit_cast(Vec<T, 4>, raw);
+    return {to_float(v[0]), to_float(v[1]), to_float(v[2]), to_float(v[3])};
+  }
+  static __device__ uint2 raw(const float4& v) {
+    const Vec<T, 4> four{{from_float<T>(v.x), from_float<T>(v.y), from_float<T>(v.z), from_float<T>(v.w)}};
+    return __builtin_bit_cast(uint2, four);
+  }
+};
+template <typename T>
+struct Four;
+template <>
+struct Four<float> {
+  using Raw = float4;
+  static __device__ float4 floats(const float4& v) { return v; }
+  static __device__ float4 raw(const float4& v) { return v; }
+};
+template <>
+struct Four<__half> : FourHalves<__half> {};
+template <>
+struct Four<__nv_bfloat16> : FourHalves<__nv_bfloat16> {};
+template <>
+struct Four<int8_t> {
+  using Raw = uint32_t;
+  static __device__ float4 floats(uint32_t raw) {
+    float v[4];
+    shifted_bytes(raw ^ kFlipSigns, v);
+    return {v[0] - kByteShift, v[1] - kByteShift, v[2] - kByteShift, v[3] - kByteShift};
+  }
+};
+
+// Elements that do not exist get `absent`.
+template <typename T>
+__device__ inline void load_square(const void* base, int64_t offset, int64_t stride, const Square& square, float absent,
+                                   float (&v)[4][4]) {
+  const T* row = static_cast<const T*>(base) + offset;
+  if (square.by_vectors && square.tokens >= 4) {
+#pragma unroll
+    for (int32_t t = 0; t < 4; ++t, row += stride) {
+      const float4 four = Four<T>::floats(*reinterpret_cast<const typename Four<T>::Raw*>(row));
+      v[t][0] = four.x;
+      v[t][1] = four.y;
+      v[t][2] = four.z;
+      v[t][3] = four.w;
+    }
+    return;
+  }
+#pragma unroll
+  for (int32_t t = 0; t < 4; ++t, row += stride) {
+#pragma unroll
+    for (int32_t i = 0; i < 4; ++i) v[t][i] = square.has(t, i) ? to_float(row[i]) : absent;
+  }
+}
+__device__ inline void load_float_square(const void* base, DType dtype, int64_t offset, int64_t stride,
+                                         const Square& square, float absent, float (&v)[4][4]) {
+  if (dtype == DType::kF32) {
+    load_square<float>(base, offset, stride, square, absent, v);
+  } else if (dtype == DType::kF16) {
+    load_square<__half>(base, offset, stride, square, absent, v);
+  } else {
+    load_square<__nv_bfloat16>(base, offset, stride, square, absent, v);
+  }
+}
+
+// Words of bytes, a word for each token; 0 where nothing exists.
+__device__ inline uint4 load_byte_square(const int8_t* row, int64_t stride, const Square& square) {
+  uint32_t words[4] = {0, 0, 0, 0};
+  if (square.by_vectors && square.tokens >= 4) {
+#pragma unroll
+    for (int32_t t = 0; t < 4; ++t) words[t] = *reinterpret_cast<const uint32_t*>(row + t * stride);
+  } else {
+#pragma unroll
+    for (int32_t t = 0; t < 4; ++t) {
+#pragma unroll
+      for (int32_t i = 0; i < 4; ++i) {
+        if (square.has(t, i)) words[t] |= static_cast<uint32_t>(static_cast<uint8_t>(row[t * stride + i])) << (8 * i);
+      }
+    }
+  }
+  return {words[0], words[1], words[2], words[3]};
+}
+
+template <typename T>
+__device__ inline void store_square(void* base, int64_t offset, int64_t stride, const Square& square,
+                                    const float (&v)[4][4]) {
+  T* row = static_cast<T*>(base) + offset;
+  if (square.by_vectors && square.tokens >= 4) {
+#pragma unroll
+    for (int32_t t = 0; t < 4; ++t, row += stride) {
+      *reinterpret_cast<typename Four<T>::Raw*>(row) = Four<T>::raw({v[t][0], v[t][1], v[t][2], v[t][3]});
+    }
+    return;
+  }
+#pragma unroll
+  for (int32_t t = 0; t < 4; ++t, row += stride) {
+#pragma unroll
+    for (int32_t i = 0; i < 4; ++i) {
+      if (square.has(t, i)) row[i] = from_float<T>(v[t][i]);
+    }
+  }
+}
+__device__ inline void store_float_square(void* base, DType dtype, int64_t offset, int64_t stride, const Square& square,
+                                          const float (&v)[4][4]) {
+  if (dtype == DType::kF32) {
+    store_square<float>(base, offset, stride, square, v);
+  } else if (dtype == DType::kF16) {
+    store_square<__half>(base, offset, stride, square, v);
+  } else {
+    store_square<__nv_bfloat16>(base, offset, stride, square, v);
+  }
+}
+
+}  // namespace mambaquant::cuda
