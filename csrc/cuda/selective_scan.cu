@@ -11,7 +11,7 @@ namespace {
 constexpr int32_t kChunksPerBlock = 4;
 constexpr int32_t kChunkStep = 4;         // chunks are whole groups of tokens where we choose
 constexpr int32_t kMaxChunkTokens = 64;   // more would lower the bytes of a block's scales and states no further
-constexpr int32_t kSequenceTokens = 32;   // of a tile, where a block walks the whole sequence
+constexpr int32_t kSequenceTokens = 64;   // of a tile, where a block walks the whole sequence
 constexpr int64_t kMaxGrid = 0x7fffffff;
 constexpr int64_t kTwoBlocksMin = 96 * 1024;  // shared memory of a block, below which one block an SM serves better
 

@@ -36,7 +36,7 @@ struct ScanChain {
 };
 inline constexpr int64_t kTileStates = kStates * kTileChannels;
 
-// Over shared memory: what a chunk hands to the next.
+// Between the chunks of a block: A at first, then what a chunk hands to the next.
 struct CarrySlots {
   float state[kStates][kTileChannels];
   float steps[kTileChannels];
@@ -46,7 +46,8 @@ struct CarrySlots {
 template <Readout kReadout>
 constexpr int64_t scan_shared_bytes(int32_t chunks, int32_t groups) {
   const int64_t tile = Tile<typename ReadoutRow<kReadout>::type>::kGroupBytes * static_cast<int64_t>(groups);
-  return chunks * tile + (chunks > 1 ? static_cast<int64_t>(sizeof(CarrySlots)) : 0);
+  return static_cast<int64_t>(sizeof(ScanScales)) + chunks * tile +
+         (chunks > 1 ? static_cast<int64_t>(sizeof(CarrySlots)) : 0);
 }
 
 // A thread's channel.
@@ -76,21 +77,11 @@ __device__ inline void load_initial_state(const SelectiveScanParams& p, int64_t 
   for (int32_t n = 0; n < kStates; ++n) h[n] = 0.0f;
 }
 
-// A thread beyond the last channel works on the first of the tile, and stores nothing.
-__device__ inline ScanChannel load_channel(const SelectiveScanParams& p, const TilePlace& place) {
-  ScanChannel channel;
-  channel.c = place.thread;
-  channel.exists = place.thread < place.channels;
-  const int64_t c = place.c + (channel.exists ? place.thread : 0);
-  channel.state_offset = place.batch * kStates * p.dim + c;
-  load_state(p.A + c, p.dim, channel.A);
-#pragma unroll
-  for (int32_t n = 0; n < kStates; ++n) channel.A[n] *= kLog2E;
-  channel.input = load_input_scale(p, c);
-  channel.input.zero += kByteShift;
-  channel.skip = load_skip(p, c);
-  channel.inv_readout_scale = load_inv_readout_scale(p, c);
-  return channel;
+__device__ inline void take_scales(const ScanScales& scales, ScanChannel& channel) {
+  const int32_t c = channel.c;
+  channel.input = {scales.x_zero[c], scales.x_scale[c]};
+  channel.skip = {scales.D[c], scales.readout[c]};
+  channel.inv_readout_scale = scales.inv_readout[c];
 }
 
 // One channel over a tile: advances its states; pass 2 puts y, before the gate, in the place of the steps,
@@ -193,68 +184,111 @@ __device__ inline void join_chunks(const SelectiveScanParams& p, const ScanPlan&
   decay_onto(channel.A, steps_before, start, channel.h);
 }
 
+// The first blocks of all sequences come first.
+__device__ inline int64_t take_place(const ScanChain& chain, const ScanPlan& plan, CarrySlots* carry) {
+  if (plan.blocks == 1) return blockIdx.x;
+  if (threadIdx.x == 0) carry->ticket = atomicAdd(chain.ticket, 1);
+  __syncthreads();
+  return carry->ticket;
+}
+
+template <Readout kReadout>
+using ScanTile = Tile<typename ReadoutRow<kReadout>::type>;
+
+// Four chunks at once, a tile each.
+template <Readout kReadout, int32_t kChunks>
+__device__ inline void scan_chunks(const SelectiveScanParams& p, const ScanPlan& plan, const ScanChain& chain,
+                                   const ScanScales& scales, int64_t sequence, int32_t block, TilePlace place,
+                                   const ScanTile<kReadout>& tile, CarrySlots* carry, ScanChannel& channel) {
+  const int32_t chunk = static_cast<int32_t>(threadIdx.x) / kTileChannels;
+  if (chunk == 0) {
+    load_state(p.A + place.c + (channel.exists ? channel.c : 0), p.dim, channel.A);
+#pragma unroll
+    for (int32_t n = 0; n < kStates; ++n) carry->state[n][channel.c] = channel.A[n] * kLog2E;
+  }
+  __syncthreads();
+  take_scales(scales, channel);
+  const int64_t start = (static_cast<int64_t>(block) * kChunks + chunk) * plan.chunk_tokens;
+  const int64_t left = p.seqlen - start;
+  place.token = start;
+  place.tokens = static_cast<int32_t>(max(min(left, static_cast<int64_t>(plan.chunk_tokens)), int64_t{0}));
+  load_channels(p, place, scales, tile);
+  load_state_rows(p, place, scales, tile);
+#pragma unroll
+  for (int32_t n = 0; n < kStates; ++n) {
+    channel.A[n] = carry->state[n][channel.c];
+    channel.h[n] = 0.0f;
+  }
+  __syncthreads();
+  const int32_t groups = (place.tokens + kGroup - 1) / kGroup;
+  const float steps = scan_tile<kReadout, false>(tile, groups, channel);
+  join_chunks<kChunks>(p, plan, chain, sequence, block, chunk, steps, carry, channel);
+  scan_tile<kReadout, true>(tile, groups, channel);
+  __syncthreads();
+  store_channels(p, place, scales, tile);
+  if (block + 1 == plan.blocks && chunk == kChunks - 1 && channel.exists) {
+    store_state(p.final_state + channel.state_offset, p.dim, channel.h);
+  }
+}
+
+// The whole sequence, a tile after another.
+template <Readout kReadout>
+__device__ inline void scan_sequence(const SelectiveScanParams& p, const ScanPlan& plan, const ScanScales& scales,
+                                     TilePlace place, const ScanTile<kReadout>& tile, ScanChannel& channel) {
+  load_state(p.A + place.c + (channel.exists ? channel.c : 0), p.dim, channel.A);
+#pragma unroll
+  for (int32_t n = 0; n < kStates; ++n) channel.A[n] *= kLog2E;
+  load_initial_state(p, channel.state_offset, channel.h);
+  __syncthreads();
+  take_scales(scales, channel);
+  for (place.token = 0; place.token < p.seqlen; place.token += plan.chunk_tokens) {
+    const int64_t left = p.seqlen - place.token;
+    place.tokens = static_cast<int32_t>(min(left, static_cast<int64_t>(plan.chunk_tokens)));
+    place.groups = (place.tokens + kGroup - 1) / kGroup;
+    load_channels(p, place, scales, tile);
+    load_state_rows(p, place, scales, tile);
+    __syncthreads();
+    scan_tile<kReadout, true>(tile, place.groups, channel);
+    __syncthreads();
+    store_channels(p, place, scales, tile);
+  }
+  if (channel.exists) store_state(p.final_state + channel.state_offset, p.dim, channel.h);
+}
+
 template <Readout kReadout, int32_t kChunks>
 __global__ void __launch_bounds__(kTileChannels* kChunks, kChunks == 1 ? 7 : 2)
     scan_kernel(const __grid_constant__ SelectiveScanParams p, const ScanPlan plan, const ScanChain chain) {
-  using RowT = typename ReadoutRow<kReadout>::type;
   extern __shared__ __align__(16) char memory[];
-  const int32_t chunk = static_cast<int32_t>(threadIdx.x) / kTileChannels;
-  const int64_t tile_bytes = Tile<RowT>::kGroupBytes * plan.groups;
-  const Tile<RowT> tile(memory + chunk * tile_bytes, plan.groups);
-  auto* carry = reinterpret_cast<CarrySlots*>(memory + kChunks * tile_bytes);
+  auto* scales = reinterpret_cast<ScanScales*>(memory);
+  char* tiles = memory + sizeof(ScanScales);
+  const int64_t tile_bytes = ScanTile<kReadout>::kGroupBytes * plan.groups;
+  const int32_t thread = static_cast<int32_t>(threadIdx.x);
+  const ScanTile<kReadout> tile(tiles + thread / kTileChannels * tile_bytes, plan.groups);
+  auto* carry = reinterpret_cast<CarrySlots*>(tiles + kChunks * tile_bytes);
 
-  int64_t index = blockIdx.x;
-  if (kChunks > 1 && plan.blocks > 1) {
-    if (threadIdx.x == 0) carry->ticket = atomicAdd(chain.ticket, 1);
-    __syncthreads();
-    index = carry->ticket;
-  }
-  // The first blocks of all sequences come first.
   const int64_t sequences = p.batch * plan.tiles;
+  const int64_t index = kChunks == 1 ? blockIdx.x : take_place(chain, plan, carry);
   const int64_t sequence = index % sequences;
   const auto block = static_cast<int32_t>(index / sequences);
-
   TilePlace place;
   place.batch = sequence / plan.tiles;
   place.c = sequence % plan.tiles * kTileChannels;
   place.channels = static_cast<int32_t>(min(p.dim - place.c, static_cast<int64_t>(kTileChannels)));
-  place.thread = static_cast<int32_t>(threadIdx.x) % kTileChannels;
+  place.thread = thread % kTileChannels;
   place.groups = plan.groups;
   place.vectors = plan.vectors;
-  ScanChannel channel = load_channel(p, place);
 
-  if constexpr (kChunks > 1) {
-    const int64_t start = (static_cast<int64_t>(block) * kChunks + chunk) * plan.chunk_tokens;
-    place.token = start;
-    place.tokens = static_cast<int32_t>(max(min(p.seqlen - start, static_cast<int64_t>(plan.chunk_tokens)), int64_t{0}));
-    load_channels(p, place, tile);
-    load_state_rows(p, place, tile);
-#pragma unroll
-    for (int32_t n = 0; n < kStates; ++n) channel.h[n] = 0.0f;
-    __syncthreads();
-    const int32_t groups = (place.tokens + kGroup - 1) / kGroup;
-    const float steps = scan_tile<kReadout, false>(tile, groups, channel);
-    join_chunks<kChunks>(p, plan, chain, sequence, block, chunk, steps, carry, channel);
-    scan_tile<kReadout, true>(tile, groups, channel);
-    __syncthreads();
-    store_channels(p, place, tile);
-    if (block + 1 == plan.blocks && chunk == kChunks - 1 && channel.exists) {
-      store_state(p.final_state + channel.state_offset, p.dim, channel.h);
-    }
+  // A thread beyond the last channel works on the first of the tile, and stores nothing.
+  ScanChannel channel;
+  channel.c = place.thread;
+  channel.exists = channel.c < place.channels;
+  const int64_t c = place.c + (channel.exists ? channel.c : 0);
+  channel.state_offset = place.batch * kStates * p.dim + c;
+  if (thread < kTileChannels) load_scales(p, c, thread, scales);
+  if constexpr (kChunks == 1) {
+    scan_sequence<kReadout>(p, plan, *scales, place, tile, channel);
   } else {
-    load_initial_state(p, channel.state_offset, channel.h);
-    for (int64_t start = 0; start < p.seqlen; start += plan.chunk_tokens) {
-      place.token = start;
-      place.tokens = static_cast<int32_t>(min(p.seqlen - start, static_cast<int64_t>(plan.chunk_tokens)));
-      place.groups = (place.tokens + kGroup - 1) / kGroup;
-      load_channels(p, place, tile);
-      load_state_rows(p, place, tile);
-      __syncthreads();
-      scan_tile<kReadout, true>(tile, place.groups, channel);
-      __syncthreads();
-      store_channels(p, place, tile);
-    }
-    if (channel.exists) store_state(p.final_state + channel.state_offset, p.dim, channel.h);
+    scan_chunks<kReadout, kChunks>(p, plan, chain, *scales, sequence, block, place, tile, carry, channel);
   }
 }
 

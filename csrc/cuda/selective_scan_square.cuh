@@ -15,7 +15,9 @@ struct Square {
   __device__ bool has(int32_t t, int32_t i) const { return t < tokens && i < channels; }
 };
 
-// Four neighbours as one built-in vector, which the compiler never takes apart.
+// Four neighbours as one built-in vector. Moved by __ldcg and __stcg: through L2 alone, as what is used once
+// should be, and in one piece, whereas the compiler would take a plain access apart to share loads and stores
+// with the path for single elements.
 template <typename T>
 struct FourHalves {
   using Raw = uint2;
@@ -58,7 +60,7 @@ __device__ inline void load_square(const void* base, int64_t offset, int64_t str
   if (square.by_vectors && square.tokens >= 4) {
 #pragma unroll
     for (int32_t t = 0; t < 4; ++t, row += stride) {
-      const float4 four = Four<T>::floats(*reinterpret_cast<const typename Four<T>::Raw*>(row));
+      const float4 four = Four<T>::floats(__ldcg(reinterpret_cast<const typename Four<T>::Raw*>(row)));
       v[t][0] = four.x;
       v[t][1] = four.y;
       v[t][2] = four.z;
@@ -88,7 +90,7 @@ __device__ inline uint4 load_byte_square(const int8_t* row, int64_t stride, cons
   uint32_t words[4] = {0, 0, 0, 0};
   if (square.by_vectors && square.tokens >= 4) {
 #pragma unroll
-    for (int32_t t = 0; t < 4; ++t) words[t] = *reinterpret_cast<const uint32_t*>(row + t * stride);
+    for (int32_t t = 0; t < 4; ++t) words[t] = __ldcg(reinterpret_cast<const uint32_t*>(row + t * stride));
   } else {
 #pragma unroll
     for (int32_t t = 0; t < 4; ++t) {
@@ -108,7 +110,7 @@ __device__ inline void store_square(void* base, int64_t offset, int64_t stride, 
   if (square.by_vectors && square.tokens >= 4) {
 #pragma unroll
     for (int32_t t = 0; t < 4; ++t, row += stride) {
-      *reinterpret_cast<typename Four<T>::Raw*>(row) = Four<T>::raw({v[t][0], v[t][1], v[t][2], v[t][3]});
+      __stcg(reinterpret_cast<typename Four<T>::Raw*>(row), Four<T>::raw({v[t][0], v[t][1], v[t][2], v[t][3]}));
     }
     return;
   }

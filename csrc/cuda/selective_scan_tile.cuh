@@ -59,6 +59,34 @@ struct TilePlace {
   uint32_t vectors;  // VectorOperand
 };
 
+// What the channels and states of a block need beside the tiles, in shared memory once: the threads that share a
+// channel would each ask for it again. A in units of log2(e).
+struct ScanScales {
+  float dt_bias[kTileChannels], x_zero[kTileChannels], x_scale[kTileChannels], D[kTileChannels];
+  float readout[kTileChannels], inv_readout[kTileChannels], z[kTileChannels], gate[kTileChannels];
+  float B[kStates], C[kStates];
+};
+
+// By the first 64 threads of a block. A channel beyond the last has the scales of the first of the tile.
+__device__ inline void load_scales(const SelectiveScanParams& p, int64_t c, int32_t thread, ScanScales* scales) {
+  const InputScale input = load_input_scale(p, c);
+  const Skip skip = load_skip(p, c);
+  const Gate gate = load_gate(p, c);
+  scales->dt_bias[thread] = load_dt_bias(p, c);
+  scales->x_zero[thread] = input.zero + kByteShift;
+  scales->x_scale[thread] = input.scale;
+  scales->D[thread] = skip.D;
+  scales->readout[thread] = skip.readout;
+  scales->inv_readout[thread] = load_inv_readout_scale(p, c);
+  scales->z[thread] = gate.z_scale;
+  scales->gate[thread] = gate.gate_scale;
+  if (thread < kStates) {
+    scales->B[thread] = p.B_scale == nullptr ? 1.0f : p.B_scale[thread];
+    scales->C[thread] = p.C_scale == nullptr ? 1.0f : *p.C_scale;
+  }
+}
+__device__ inline float4 four_of(const float* p) { return *reinterpret_cast<const float4*>(p); }
+
 // A thread's squares: one column of four channels, every fourth group.
 struct ThreadColumn {
   int32_t c, group, channels;  // c within the tile
@@ -72,22 +100,19 @@ struct ThreadColumn {
 };
 
 // Step sizes after softplus, four tokens of a channel to a vector.
-__device__ inline void store_steps(const float (&dt)[4][4], const float (&bias)[4], int32_t c, float4* row) {
-#pragma unroll
-  for (int32_t i = 0; i < 4; ++i) {
-    row[slot_of(c + i)] = {softplus(dt[0][i] + bias[i]), softplus(dt[1][i] + bias[i]), softplus(dt[2][i] + bias[i]),
-                           softplus(dt[3][i] + bias[i])};
-  }
+template <int32_t i>
+__device__ inline void store_steps(const float (&dt)[4][4], float bias, float4* slot) {
+  *slot = {softplus(dt[0][i] + bias), softplus(dt[1][i] + bias), softplus(dt[2][i] + bias), softplus(dt[3][i] + bias)};
 }
 
 // dt and x: global to shared memory.
 template <typename RowT>
-__device__ inline void load_channels(const SelectiveScanParams& p, const TilePlace& place, const Tile<RowT>& tile) {
+__device__ inline void load_channels(const SelectiveScanParams& p, const TilePlace& place, const ScanScales& scales,
+                                     const Tile<RowT>& tile) {
   const ThreadColumn column(place);
   const int64_t c = place.c + column.c;
-  float bias[4];
-#pragma unroll
-  for (int32_t i = 0; i < 4; ++i) bias[i] = i < column.channels ? load_dt_bias(p, c + i) : 0.0f;
+  const float4 bias = four_of(scales.dt_bias + column.c);
+  float4* steps = tile.steps + column.group * kTileChannels;
   const int64_t token = place.token + column.group * kGroup;
   int64_t dt_offset = place.batch * p.dt_stride_batch + token * p.dt_stride_token + c;
   const int8_t* x = p.x + place.batch * p.x_stride_batch + token * p.x_stride_token + c;
@@ -99,7 +124,11 @@ __device__ inline void load_channels(const SelectiveScanParams& p, const TilePla
     words = transposed_bytes(words);
     words = {words.x ^ kFlipSigns, words.y ^ kFlipSigns, words.z ^ kFlipSigns, words.w ^ kFlipSigns};
     *reinterpret_cast<uint4*>(tile.x + g * kTileChannels + column.c) = words;
-    store_steps(dt, bias, column.c, tile.steps + g * kTileChannels);
+    store_steps<0>(dt, bias.x, steps + slot_of(column.c));
+    store_steps<1>(dt, bias.y, steps + slot_of(column.c + 1));
+    store_steps<2>(dt, bias.z, steps + slot_of(column.c + 2));
+    store_steps<3>(dt, bias.w, steps + slot_of(column.c + 3));
+    steps += kGroupsAtOnce * kTileChannels;
     dt_offset += kGroupsAtOnce * kGroup * p.dt_stride_token;
     x += kGroupsAtOnce * kGroup * p.x_stride_token;
   }
@@ -108,17 +137,13 @@ __device__ inline void load_channels(const SelectiveScanParams& p, const TilePla
 // Four neighbouring states of a token of B or C.
 __device__ inline float4 load_states(const void* base, DType dtype, int64_t offset, bool by_vectors) {
   if (dtype == DType::kI8 && by_vectors) {
-    return Four<int8_t>::floats(*reinterpret_cast<const uint32_t*>(static_cast<const int8_t*>(base) + offset));
+    return Four<int8_t>::floats(__ldca(reinterpret_cast<const uint32_t*>(static_cast<const int8_t*>(base) + offset)));
   }
   if (dtype == DType::kF32 && by_vectors) {
-    return *reinterpret_cast<const float4*>(static_cast<const float*>(base) + offset);
+    return __ldca(reinterpret_cast<const float4*>(static_cast<const float*>(base) + offset));
   }
   return {load_element(base, dtype, offset), load_element(base, dtype, offset + 1),
           load_element(base, dtype, offset + 2), load_element(base, dtype, offset + 3)};
-}
-__device__ inline float4 load_scales(const float* scale, int32_t step) {
-  if (scale == nullptr) return {1.0f, 1.0f, 1.0f, 1.0f};
-  return {scale[0], scale[step], scale[2 * step], scale[3 * step]};
 }
 __device__ inline float4 scaled(const float4& v, const float4& scale) {
   return {__fmul_rn(v.x, scale.x), __fmul_rn(v.y, scale.y), __fmul_rn(v.z, scale.z), __fmul_rn(v.w, scale.w)};
@@ -126,11 +151,11 @@ __device__ inline float4 scaled(const float4& v, const float4& scale) {
 
 // B and C: global to shared memory, four states at a time.
 template <typename RowT>
-__device__ inline void load_state_rows(const SelectiveScanParams& p, const TilePlace& place, const Tile<RowT>& tile) {
+__device__ inline void load_state_rows(const SelectiveScanParams& p, const TilePlace& place, const ScanScales& scales,
+                                     const Tile<RowT>& tile) {
   constexpr int32_t kVectors = kStates / 4;
   const int32_t vector = place.thread % kVectors, n = vector * 4;
-  const float4 B_scale = load_scales(p.B_scale == nullptr ? nullptr : p.B_scale + n, 1);
-  const float4 C_scale = load_scales(p.C_scale, 0);
+  const float4 B_scale = four_of(scales.B + n);
   const bool B_by_vectors = (place.vectors & kVectorB) != 0, C_by_vectors = (place.vectors & kVectorC) != 0;
   for (int32_t t = place.thread / kVectors; t < place.groups * kGroup; t += kTileChannels / kVectors) {
     const bool exists = t < place.tokens;
@@ -142,14 +167,14 @@ __device__ inline void load_state_rows(const SelectiveScanParams& p, const TileP
     tile.B[t].four[vector] = B;
     if constexpr (std::is_same_v<RowT, FloatRow>) {
       float4 C = {0.0f, 0.0f, 0.0f, 0.0f};
-      if (exists) C = scaled(load_states(p.C, p.C_dtype, C_offset, C_by_vectors), C_scale);
+      if (exists) C = scaled(load_states(p.C, p.C_dtype, C_offset, C_by_vectors), four_of(scales.C + n));
       tile.C[t].four[vector] = C;
     } else {
       const Square square{exists ? 1 : 0, 4, false};
       const int8_t* C = static_cast<const int8_t*>(p.C) + C_offset;
       uint32_t word = 0;
       if (exists && C_by_vectors) {
-        word = *reinterpret_cast<const uint32_t*>(C);
+        word = __ldca(reinterpret_cast<const uint32_t*>(C));
       } else {
         word = load_byte_square(C, 0, square).x;
       }
@@ -160,13 +185,16 @@ __device__ inline void load_state_rows(const SelectiveScanParams& p, const TileP
 
 // y, through the gate: shared to global memory.
 template <typename RowT>
-__device__ inline void store_channels(const SelectiveScanParams& p, const TilePlace& place, const Tile<RowT>& tile) {
+__device__ inline void store_channels(const SelectiveScanParams& p, const TilePlace& place, const ScanScales& scales,
+                                     const Tile<RowT>& tile) {
   const ThreadColumn column(place);
   if (column.channels <= 0) return;
   const int64_t c = place.c + column.c;
-  Gate gate[4];
-#pragma unroll
-  for (int32_t i = 0; i < 4; ++i) gate[i] = load_gate(p, i < column.channels ? c + i : c);
+  const float4 z_scale = four_of(scales.z + column.c), gate_scale = four_of(scales.gate + column.c);
+  const Gate gate[4] = {{z_scale.x, gate_scale.x},
+                        {z_scale.y, gate_scale.y},
+                        {z_scale.z, gate_scale.z},
+                        {z_scale.w, gate_scale.w}};
   const int64_t token = place.token + column.group * kGroup;
   const int64_t y_stride = p.reverse ? -p.dim : p.dim;
   int64_t z_offset = place.batch * p.z_stride_batch + token * p.z_stride_token + c;
