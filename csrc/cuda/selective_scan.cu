@@ -15,8 +15,6 @@ constexpr int32_t kSequenceTokens = 64;   // of a tile, where a block walks the 
 constexpr int64_t kMaxGrid = 0x7fffffff;
 constexpr int64_t kTwoBlocksMin = 96 * 1024;  // shared memory of a block, below which one block an SM serves better
 
-int64_t element_bytes(DType dtype) { return dtype == DType::kI8 ? 1 : dtype == DType::kF32 ? 4 : 2; }
-
 bool fits_vectors(const void* base, DType dtype, int64_t stride_batch, int64_t stride_token) {
   const int64_t size = element_bytes(dtype);
   return is_aligned(base, stride_token * size, 4 * size) && stride_batch % 4 == 0;
@@ -27,7 +25,7 @@ uint32_t vector_operands(const SelectiveScanParams& p) {
   const auto add = [&](VectorOperand operand, bool fits) { vectors |= fits ? operand : 0u; };
   add(kVectorX, fits_vectors(p.x, DType::kI8, p.x_stride_batch, p.x_stride_token));
   add(kVectorDt, fits_vectors(p.dt, p.dt_dtype, p.dt_stride_batch, p.dt_stride_token));
-  add(kVectorZ, fits_vectors(p.z, p.z_dtype, p.z_stride_batch, p.z_stride_token));
+  add(kVectorZ, p.z == nullptr || fits_vectors(p.z, p.z_dtype, p.z_stride_batch, p.z_stride_token));
   add(kVectorY, fits_vectors(p.y, p.y_dtype, 0, p.dim));
   add(kVectorB, fits_vectors(p.B, p.B_dtype, p.B_stride_batch, p.B_stride_token));
   add(kVectorC, fits_vectors(p.C, p.C_dtype, p.C_stride_batch, p.C_stride_token));

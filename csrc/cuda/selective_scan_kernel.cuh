@@ -212,8 +212,10 @@ __device__ inline void scan_chunks(const SelectiveScanParams& p, const ScanPlan&
   const int64_t left = p.seqlen - start;
   place.token = start;
   place.tokens = static_cast<int32_t>(max(min(left, static_cast<int64_t>(plan.chunk_tokens)), int64_t{0}));
-  load_channels(p, place, scales, tile);
-  load_state_rows(p, place, scales, tile);
+  ThreadColumn column(p, place);
+  ThreadRows rows(p, place);
+  load_channels(p, place, scales, tile, column);
+  load_state_rows(p, place, scales, tile, rows);
 #pragma unroll
   for (int32_t n = 0; n < kStates; ++n) {
     channel.A[n] = carry->state[n][channel.c];
@@ -225,7 +227,7 @@ __device__ inline void scan_chunks(const SelectiveScanParams& p, const ScanPlan&
   join_chunks<kChunks>(p, plan, chain, sequence, block, chunk, steps, carry, channel);
   scan_tile<kReadout, true>(tile, groups, channel);
   __syncthreads();
-  store_channels(p, place, scales, tile);
+  store_channels(p, place, scales, tile, column);
   if (block + 1 == plan.blocks && chunk == kChunks - 1 && channel.exists) {
     store_state(p.final_state + channel.state_offset, p.dim, channel.h);
   }
@@ -241,16 +243,18 @@ __device__ inline void scan_sequence(const SelectiveScanParams& p, const ScanPla
   load_initial_state(p, channel.state_offset, channel.h);
   __syncthreads();
   take_scales(scales, channel);
-  for (place.token = 0; place.token < p.seqlen; place.token += plan.chunk_tokens) {
-    const int64_t left = p.seqlen - place.token;
+  place.token = 0;
+  ThreadColumn column(p, place);
+  ThreadRows rows(p, place);
+  for (int64_t left = p.seqlen; left > 0; left -= plan.chunk_tokens) {
     place.tokens = static_cast<int32_t>(min(left, static_cast<int64_t>(plan.chunk_tokens)));
     place.groups = (place.tokens + kGroup - 1) / kGroup;
-    load_channels(p, place, scales, tile);
-    load_state_rows(p, place, scales, tile);
+    load_channels(p, place, scales, tile, column);
+    load_state_rows(p, place, scales, tile, rows);
     __syncthreads();
     scan_tile<kReadout, true>(tile, place.groups, channel);
     __syncthreads();
-    store_channels(p, place, scales, tile);
+    store_channels(p, place, scales, tile, column);
   }
   if (channel.exists) store_state(p.final_state + channel.state_offset, p.dim, channel.h);
 }

@@ -9,9 +9,9 @@
 
 namespace mambaquant::cuda {
 
+// The part that exists, from the first token and channel.
 struct Square {
-  int32_t tokens, channels;  // that exist, from the first
-  bool by_vectors;
+  int32_t tokens, channels;
   __device__ bool has(int32_t t, int32_t i) const { return t < tokens && i < channels; }
 };
 
@@ -52,84 +52,88 @@ struct Four<int8_t> {
   }
 };
 
-// Elements that do not exist get `absent`.
+// Rows lie `stride` bytes apart; `row` is the first. load_full: the square exists in full, on vector borders.
 template <typename T>
-__device__ inline void load_square(const void* base, int64_t offset, int64_t stride, const Square& square, float absent,
-                                   float (&v)[4][4]) {
-  const T* row = static_cast<const T*>(base) + offset;
-  if (square.by_vectors && square.tokens >= 4) {
+__device__ inline void load_full(const char* row, int64_t stride, float (&v)[4][4]) {
 #pragma unroll
-    for (int32_t t = 0; t < 4; ++t, row += stride) {
-      const float4 four = Four<T>::floats(__ldcg(reinterpret_cast<const typename Four<T>::Raw*>(row)));
-      v[t][0] = four.x;
-      v[t][1] = four.y;
-      v[t][2] = four.z;
-      v[t][3] = four.w;
-    }
-    return;
+  for (int32_t t = 0; t < 4; ++t, row += stride) {
+    const float4 four = Four<T>::floats(__ldcg(reinterpret_cast<const typename Four<T>::Raw*>(row)));
+    v[t][0] = four.x;
+    v[t][1] = four.y;
+    v[t][2] = four.z;
+    v[t][3] = four.w;
   }
+}
+__device__ inline void load_full(const char* row, DType dtype, int64_t stride, float (&v)[4][4]) {
+  if (dtype == DType::kF32) {
+    load_full<float>(row, stride, v);
+  } else if (dtype == DType::kF16) {
+    load_full<__half>(row, stride, v);
+  } else if (dtype == DType::kBF16) {
+    load_full<__nv_bfloat16>(row, stride, v);
+  } else {
+    load_full<int8_t>(row, stride, v);
+  }
+}
+// Elements that do not exist get `absent`.
+__device__ inline void load_part(const char* row, DType dtype, int64_t stride, const Square& square, float absent,
+                                 float (&v)[4][4]) {
 #pragma unroll
   for (int32_t t = 0; t < 4; ++t, row += stride) {
 #pragma unroll
-    for (int32_t i = 0; i < 4; ++i) v[t][i] = square.has(t, i) ? to_float(row[i]) : absent;
-  }
-}
-__device__ inline void load_float_square(const void* base, DType dtype, int64_t offset, int64_t stride,
-                                         const Square& square, float absent, float (&v)[4][4]) {
-  if (dtype == DType::kF32) {
-    load_square<float>(base, offset, stride, square, absent, v);
-  } else if (dtype == DType::kF16) {
-    load_square<__half>(base, offset, stride, square, absent, v);
-  } else {
-    load_square<__nv_bfloat16>(base, offset, stride, square, absent, v);
+    for (int32_t i = 0; i < 4; ++i) v[t][i] = square.has(t, i) ? load_element(row, dtype, i) : absent;
   }
 }
 
-// Words of bytes, a word for each token; 0 where nothing exists.
-__device__ inline uint4 load_byte_square(const int8_t* row, int64_t stride, const Square& square) {
-  uint32_t words[4] = {0, 0, 0, 0};
-  if (square.by_vectors && square.tokens >= 4) {
+// Words of bytes, a word for each token.
+__device__ inline uint4 load_full_bytes(const char* row, int64_t stride) {
+  uint4 words;
+  words.x = __ldcg(reinterpret_cast<const uint32_t*>(row));
+  words.y = __ldcg(reinterpret_cast<const uint32_t*>(row += stride));
+  words.z = __ldcg(reinterpret_cast<const uint32_t*>(row += stride));
+  words.w = __ldcg(reinterpret_cast<const uint32_t*>(row += stride));
+  return words;
+}
+// 0 for bytes that do not exist.
+__device__ inline uint32_t load_bytes(const char* p, int32_t count) {
+  uint32_t word = 0;
 #pragma unroll
-    for (int32_t t = 0; t < 4; ++t) words[t] = __ldcg(reinterpret_cast<const uint32_t*>(row + t * stride));
-  } else {
-#pragma unroll
-    for (int32_t t = 0; t < 4; ++t) {
-#pragma unroll
-      for (int32_t i = 0; i < 4; ++i) {
-        if (square.has(t, i)) words[t] |= static_cast<uint32_t>(static_cast<uint8_t>(row[t * stride + i])) << (8 * i);
-      }
-    }
+  for (int32_t i = 0; i < 4; ++i) {
+    if (i < count) word |= static_cast<uint32_t>(static_cast<uint8_t>(p[i])) << (8 * i);
   }
+  return word;
+}
+__device__ inline uint4 load_part_bytes(const char* row, int64_t stride, const Square& square) {
+  uint32_t words[4];
+#pragma unroll
+  for (int32_t t = 0; t < 4; ++t, row += stride) words[t] = load_bytes(row, t < square.tokens ? square.channels : 0);
   return {words[0], words[1], words[2], words[3]};
 }
 
 template <typename T>
-__device__ inline void store_square(void* base, int64_t offset, int64_t stride, const Square& square,
-                                    const float (&v)[4][4]) {
-  T* row = static_cast<T*>(base) + offset;
-  if (square.by_vectors && square.tokens >= 4) {
+__device__ inline void store_full(char* row, int64_t stride, const float (&v)[4][4]) {
 #pragma unroll
-    for (int32_t t = 0; t < 4; ++t, row += stride) {
-      __stcg(reinterpret_cast<typename Four<T>::Raw*>(row), Four<T>::raw({v[t][0], v[t][1], v[t][2], v[t][3]}));
-    }
-    return;
+  for (int32_t t = 0; t < 4; ++t, row += stride) {
+    __stcg(reinterpret_cast<typename Four<T>::Raw*>(row), Four<T>::raw({v[t][0], v[t][1], v[t][2], v[t][3]}));
   }
+}
+__device__ inline void store_full(char* row, DType dtype, int64_t stride, const float (&v)[4][4]) {
+  if (dtype == DType::kF32) {
+    store_full<float>(row, stride, v);
+  } else if (dtype == DType::kF16) {
+    store_full<__half>(row, stride, v);
+  } else {
+    store_full<__nv_bfloat16>(row, stride, v);
+  }
+}
+__device__ inline void store_part(char* row, DType dtype, int64_t stride, const Square& square,
+                                  const float (&v)[4][4]) {
 #pragma unroll
   for (int32_t t = 0; t < 4; ++t, row += stride) {
 #pragma unroll
     for (int32_t i = 0; i < 4; ++i) {
-      if (square.has(t, i)) row[i] = from_float<T>(v[t][i]);
+      if (square.has(t, i)) store_element(row, dtype, i, v[t][i]);
     }
-  }
-}
-__device__ inline void store_float_square(void* base, DType dtype, int64_t offset, int64_t stride, const Square& square,
-                                          const float (&v)[4][4]) {
-  if (dtype == DType::kF32) {
-    store_square<float>(base, offset, stride, square, v);
-  } else if (dtype == DType::kF16) {
-    store_square<__half>(base, offset, stride, square, v);
-  } else {
-    store_square<__nv_bfloat16>(base, offset, stride, square, v);
   }
 }
 

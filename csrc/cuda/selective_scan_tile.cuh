@@ -87,15 +87,42 @@ __device__ inline void load_scales(const SelectiveScanParams& p, int64_t c, int3
 }
 __device__ inline float4 four_of(const float* p) { return *reinterpret_cast<const float4*>(p); }
 
-// A thread's squares: one column of four channels, every fourth group.
+__host__ __device__ inline int64_t element_bytes(DType dtype) {
+  return dtype == DType::kI8 ? 1 : dtype == DType::kF32 ? 4 : 2;
+}
+
+// Where a thread reads or writes an operand next, and how far apart rows are, in bytes.
+struct Cursor {
+  const char* row;
+  int64_t stride;
+  __device__ Cursor() {}
+  __device__ Cursor(const void* base, DType dtype, int64_t offset, int64_t stride_token)
+      : row(static_cast<const char*>(base) + offset * element_bytes(dtype)),
+        stride(stride_token * element_bytes(dtype)) {}
+  __device__ void skip(int32_t tokens) { row += tokens * stride; }
+};
+
+// A thread's squares: one column of four channels, every fourth group, from tile to tile.
 struct ThreadColumn {
-  int32_t c, group, channels;  // c within the tile
-  __device__ explicit ThreadColumn(const TilePlace& place)
+  int32_t c, group;  // c within the tile
+  int32_t channels;  // of the four that exist
+  bool in_full, out_full;  // the operands' vectors are whole and aligned
+  Cursor x, dt, z, y;
+
+  __device__ ThreadColumn(const SelectiveScanParams& p, const TilePlace& place)
       : c(place.thread % (kTileChannels / 4) * 4),
         group(place.thread / (kTileChannels / 4)),
-        channels(place.channels - c) {}
-  __device__ Square square(const TilePlace& place, int32_t g, VectorOperand operand) const {
-    return {place.tokens - g * kGroup, channels, (place.vectors & operand) != 0 && channels >= 4};
+        channels(place.channels - c) {
+    constexpr uint32_t kIn = kVectorX | kVectorDt, kOut = kVectorZ | kVectorY;
+    in_full = channels >= 4 && (place.vectors & kIn) == kIn;
+    out_full = channels >= 4 && (place.vectors & kOut) == kOut;
+    const int64_t column = place.c + c, token = place.token + group * kGroup;
+    x = Cursor(p.x, DType::kI8, place.batch * p.x_stride_batch + token * p.x_stride_token + column, p.x_stride_token);
+    dt = Cursor(p.dt, p.dt_dtype, place.batch * p.dt_stride_batch + token * p.dt_stride_token + column,
+                p.dt_stride_token);
+    z = Cursor(p.z, p.z_dtype, place.batch * p.z_stride_batch + token * p.z_stride_token + column, p.z_stride_token);
+    const int64_t y_row = place.batch * p.seqlen + (p.reverse ? p.seqlen - 1 - token : token);
+    y = Cursor(p.y, p.y_dtype, y_row * p.dim + column, p.reverse ? -p.dim : p.dim);
   }
 };
 
@@ -108,124 +135,140 @@ __device__ inline void store_steps(const float (&dt)[4][4], float bias, float4* 
 // dt and x: global to shared memory.
 template <typename RowT>
 __device__ inline void load_channels(const SelectiveScanParams& p, const TilePlace& place, const ScanScales& scales,
-                                     const Tile<RowT>& tile) {
-  const ThreadColumn column(place);
-  const int64_t c = place.c + column.c;
+                                     const Tile<RowT>& tile, ThreadColumn& column) {
   const float4 bias = four_of(scales.dt_bias + column.c);
-  float4* steps = tile.steps + column.group * kTileChannels;
-  const int64_t token = place.token + column.group * kGroup;
-  int64_t dt_offset = place.batch * p.dt_stride_batch + token * p.dt_stride_token + c;
-  const int8_t* x = p.x + place.batch * p.x_stride_batch + token * p.x_stride_token + c;
-  for (int32_t g = column.group; g < place.groups; g += kGroupsAtOnce) {
-    constexpr float kNoStep = -__builtin_huge_valf();  // softplus makes it 0
+  const int32_t tail = kTileChannels * column.group;
+  float4* steps[4] = {tile.steps + tail + slot_of(column.c), tile.steps + tail + slot_of(column.c + 1),
+                      tile.steps + tail + slot_of(column.c + 2), tile.steps + tail + slot_of(column.c + 3)};
+  auto* x = reinterpret_cast<uint4*>(tile.x + tail + column.c);
+  int32_t tokens = place.tokens - column.group * kGroup;
+  for (int32_t i = 0; i < (place.groups - column.group) * kTileChannels; i += kGroupsAtOnce * kTileChannels) {
     float dt[4][4];
-    load_float_square(p.dt, p.dt_dtype, dt_offset, p.dt_stride_token, column.square(place, g, kVectorDt), kNoStep, dt);
-    uint4 words = load_byte_square(x, p.x_stride_token, column.square(place, g, kVectorX));
+    uint4 words;
+    if (column.in_full && tokens >= kGroup) {
+      load_full(column.dt.row, p.dt_dtype, column.dt.stride, dt);
+      words = load_full_bytes(column.x.row, column.x.stride);
+    } else {
+      const Square square{tokens, column.channels};
+      constexpr float kNoStep = -__builtin_huge_valf();  // softplus makes it 0
+      load_part(column.dt.row, p.dt_dtype, column.dt.stride, square, kNoStep, dt);
+      words = load_part_bytes(column.x.row, column.x.stride, square);
+    }
     words = transposed_bytes(words);
-    words = {words.x ^ kFlipSigns, words.y ^ kFlipSigns, words.z ^ kFlipSigns, words.w ^ kFlipSigns};
-    *reinterpret_cast<uint4*>(tile.x + g * kTileChannels + column.c) = words;
-    store_steps<0>(dt, bias.x, steps + slot_of(column.c));
-    store_steps<1>(dt, bias.y, steps + slot_of(column.c + 1));
-    store_steps<2>(dt, bias.z, steps + slot_of(column.c + 2));
-    store_steps<3>(dt, bias.w, steps + slot_of(column.c + 3));
-    steps += kGroupsAtOnce * kTileChannels;
-    dt_offset += kGroupsAtOnce * kGroup * p.dt_stride_token;
-    x += kGroupsAtOnce * kGroup * p.x_stride_token;
+    x[i / 4] = {words.x ^ kFlipSigns, words.y ^ kFlipSigns, words.z ^ kFlipSigns, words.w ^ kFlipSigns};
+    store_steps<0>(dt, bias.x, steps[0] + i);
+    store_steps<1>(dt, bias.y, steps[1] + i);
+    store_steps<2>(dt, bias.z, steps[2] + i);
+    store_steps<3>(dt, bias.w, steps[3] + i);
+    tokens -= kGroupsAtOnce * kGroup;
+    column.dt.skip(kGroupsAtOnce * kGroup);
+    column.x.skip(kGroupsAtOnce * kGroup);
   }
 }
 
 // Four neighbouring states of a token of B or C.
-__device__ inline float4 load_states(const void* base, DType dtype, int64_t offset, bool by_vectors) {
+__device__ inline float4 load_states(const char* p, DType dtype, bool by_vectors) {
   if (dtype == DType::kI8 && by_vectors) {
-    return Four<int8_t>::floats(__ldca(reinterpret_cast<const uint32_t*>(static_cast<const int8_t*>(base) + offset)));
+    return Four<int8_t>::floats(__ldca(reinterpret_cast<const uint32_t*>(p)));
   }
-  if (dtype == DType::kF32 && by_vectors) {
-    return __ldca(reinterpret_cast<const float4*>(static_cast<const float*>(base) + offset));
-  }
-  return {load_element(base, dtype, offset), load_element(base, dtype, offset + 1),
-          load_element(base, dtype, offset + 2), load_element(base, dtype, offset + 3)};
+  if (dtype == DType::kF32 && by_vectors) return __ldca(reinterpret_cast<const float4*>(p));
+  return {load_element(p, dtype, 0), load_element(p, dtype, 1), load_element(p, dtype, 2), load_element(p, dtype, 3)};
 }
 __device__ inline float4 scaled(const float4& v, const float4& scale) {
   return {__fmul_rn(v.x, scale.x), __fmul_rn(v.y, scale.y), __fmul_rn(v.z, scale.z), __fmul_rn(v.w, scale.w)};
 }
 
-// B and C: global to shared memory, four states at a time.
+// A thread's part of B and C: four states, every sixteenth token, from tile to tile.
+struct ThreadRows {
+  static constexpr int32_t kVectors = kStates / 4;
+  static constexpr int32_t kTokens = kTileChannels / kVectors;
+  int32_t vector, token;
+  Cursor B, C;
+
+  __device__ ThreadRows(const SelectiveScanParams& p, const TilePlace& place)
+      : vector(place.thread % kVectors), token(place.thread / kVectors) {
+    const int64_t t = place.token + token;
+    B = Cursor(p.B, p.B_dtype, place.batch * p.B_stride_batch + t * p.B_stride_token + vector * 4, p.B_stride_token);
+    C = Cursor(p.C, p.C_dtype, place.batch * p.C_stride_batch + t * p.C_stride_token + vector * 4, p.C_stride_token);
+  }
+};
+
+// B and C: global to shared memory.
 template <typename RowT>
 __device__ inline void load_state_rows(const SelectiveScanParams& p, const TilePlace& place, const ScanScales& scales,
-                                     const Tile<RowT>& tile) {
-  constexpr int32_t kVectors = kStates / 4;
-  const int32_t vector = place.thread % kVectors, n = vector * 4;
-  const float4 B_scale = four_of(scales.B + n);
+                                       const Tile<RowT>& tile, ThreadRows& rows) {
+  const float4 B_scale = four_of(scales.B + rows.vector * 4);
   const bool B_by_vectors = (place.vectors & kVectorB) != 0, C_by_vectors = (place.vectors & kVectorC) != 0;
-  for (int32_t t = place.thread / kVectors; t < place.groups * kGroup; t += kTileChannels / kVectors) {
+  for (int32_t t = rows.token; t < place.groups * kGroup; t += ThreadRows::kTokens) {
     const bool exists = t < place.tokens;
-    const int64_t token = place.token + (exists ? t : 0);
-    const int64_t B_offset = place.batch * p.B_stride_batch + token * p.B_stride_token + n;
-    const int64_t C_offset = place.batch * p.C_stride_batch + token * p.C_stride_token + n;
     float4 B = {0.0f, 0.0f, 0.0f, 0.0f};
-    if (exists) B = scaled(load_states(p.B, p.B_dtype, B_offset, B_by_vectors), B_scale);
-    tile.B[t].four[vector] = B;
+    if (exists) B = scaled(load_states(rows.B.row, p.B_dtype, B_by_vectors), B_scale);
+    tile.B[t].four[rows.vector] = B;
     if constexpr (std::is_same_v<RowT, FloatRow>) {
       float4 C = {0.0f, 0.0f, 0.0f, 0.0f};
-      if (exists) C = scaled(load_states(p.C, p.C_dtype, C_offset, C_by_vectors), four_of(scales.C + n));
-      tile.C[t].four[vector] = C;
+      if (exists) C = scaled(load_states(rows.C.row, p.C_dtype, C_by_vectors), four_of(scales.C + rows.vector * 4));
+      tile.C[t].four[rows.vector] = C;
     } else {
-      const Square square{exists ? 1 : 0, 4, false};
-      const int8_t* C = static_cast<const int8_t*>(p.C) + C_offset;
       uint32_t word = 0;
       if (exists && C_by_vectors) {
-        word = __ldca(reinterpret_cast<const uint32_t*>(C));
-      } else {
-        word = load_byte_square(C, 0, square).x;
+        word = __ldca(reinterpret_cast<const uint32_t*>(rows.C.row));
+      } else if (exists) {
+        word = load_bytes(rows.C.row, 4);
       }
-      reinterpret_cast<uint32_t*>(tile.C + t)[vector] = word;
+      reinterpret_cast<uint32_t*>(tile.C + t)[rows.vector] = word;
     }
+    rows.B.skip(ThreadRows::kTokens);
+    rows.C.skip(ThreadRows::kTokens);
   }
 }
 
 // y, through the gate: shared to global memory.
 template <typename RowT>
 __device__ inline void store_channels(const SelectiveScanParams& p, const TilePlace& place, const ScanScales& scales,
-                                     const Tile<RowT>& tile) {
-  const ThreadColumn column(place);
+                                      const Tile<RowT>& tile, ThreadColumn& column) {
   if (column.channels <= 0) return;
-  const int64_t c = place.c + column.c;
   const float4 z_scale = four_of(scales.z + column.c), gate_scale = four_of(scales.gate + column.c);
   const Gate gate[4] = {{z_scale.x, gate_scale.x},
                         {z_scale.y, gate_scale.y},
                         {z_scale.z, gate_scale.z},
                         {z_scale.w, gate_scale.w}};
-  const int64_t token = place.token + column.group * kGroup;
-  const int64_t y_stride = p.reverse ? -p.dim : p.dim;
-  int64_t z_offset = place.batch * p.z_stride_batch + token * p.z_stride_token + c;
-  int64_t y_offset = (place.batch * p.seqlen + (p.reverse ? p.seqlen - 1 : 0)) * p.dim + token * y_stride + c;
-  for (int32_t g = column.group; g * kGroup < place.tokens; g += kGroupsAtOnce) {
+  const int32_t tail = kTileChannels * column.group;
+  const float4* sums[4] = {tile.steps + tail + slot_of(column.c), tile.steps + tail + slot_of(column.c + 1),
+                           tile.steps + tail + slot_of(column.c + 2), tile.steps + tail + slot_of(column.c + 3)};
+  int32_t i = 0;
+  for (int32_t tokens = place.tokens - column.group * kGroup; tokens > 0; tokens -= kGroupsAtOnce * kGroup) {
+    const bool is_full = column.out_full && tokens >= kGroup;
+    const Square square{tokens, column.channels};
     float y[4][4];
 #pragma unroll
-    for (int32_t i = 0; i < 4; ++i) {
-      const float4 four = tile.steps[g * kTileChannels + slot_of(column.c + i)];
-      y[0][i] = four.x;
-      y[1][i] = four.y;
-      y[2][i] = four.z;
-      y[3][i] = four.w;
+    for (int32_t k = 0; k < 4; ++k) {
+      const float4 four = sums[k][i];
+      y[0][k] = four.x;
+      y[1][k] = four.y;
+      y[2][k] = four.z;
+      y[3][k] = four.w;
     }
     if (p.z != nullptr) {
       float z[4][4];
-      const Square square = column.square(place, g, kVectorZ);
-      if (p.z_dtype == DType::kI8) {
-        load_square<int8_t>(p.z, z_offset, p.z_stride_token, square, 0.0f, z);
+      if (is_full) {
+        load_full(column.z.row, p.z_dtype, column.z.stride, z);
       } else {
-        load_float_square(p.z, p.z_dtype, z_offset, p.z_stride_token, square, 0.0f, z);
+        load_part(column.z.row, p.z_dtype, column.z.stride, square, 0.0f, z);
       }
 #pragma unroll
       for (int32_t t = 0; t < 4; ++t) {
 #pragma unroll
-        for (int32_t i = 0; i < 4; ++i) y[t][i] = gate[i].apply(y[t][i], z[t][i]);
+        for (int32_t k = 0; k < 4; ++k) y[t][k] = gate[k].apply(y[t][k], z[t][k]);
       }
     }
-    store_float_square(p.y, p.y_dtype, y_offset, y_stride, column.square(place, g, kVectorY), y);
-    z_offset += kGroupsAtOnce * kGroup * p.z_stride_token;
-    y_offset += kGroupsAtOnce * kGroup * y_stride;
+    if (is_full) {
+      store_full(const_cast<char*>(column.y.row), p.y_dtype, column.y.stride, y);
+    } else {
+      store_part(const_cast<char*>(column.y.row), p.y_dtype, column.y.stride, square, y);
+    }
+    i += kGroupsAtOnce * kTileChannels;
+    column.z.skip(kGroupsAtOnce * kGroup);
+    column.y.skip(kGroupsAtOnce * kGroup);
   }
 }
 
