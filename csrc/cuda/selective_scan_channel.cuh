@@ -181,7 +181,7 @@ __device__ inline float read_out(const float (&h)[kStates], const Int8Row& C, fl
   sum = add_int8_readout(v + 4, c.y, inv_scale, sum);
   sum = add_int8_readout(v + 8, c.z, inv_scale, sum);
   sum = add_int8_readout(v + 12, c.w, inv_scale, sum);
-  return __int_as_float(sum) - kRounder;
+  return unshifted(sum);
 }
 
 }  // namespace mambaquant::cuda

@@ -44,8 +44,11 @@ struct CarrySlots {
 };
 
 template <Readout kReadout>
+using ScanGroup = TileGroup<typename ReadoutRow<kReadout>::type>;
+
+template <Readout kReadout>
 constexpr int64_t scan_shared_bytes(int32_t chunks, int32_t groups) {
-  const int64_t tile = Tile<typename ReadoutRow<kReadout>::type>::kGroupBytes * static_cast<int64_t>(groups);
+  const int64_t tile = groups * static_cast<int64_t>(sizeof(ScanGroup<kReadout>));
   return static_cast<int64_t>(sizeof(ScanScales)) + chunks * tile +
          (chunks > 1 ? static_cast<int64_t>(sizeof(CarrySlots)) : 0);
 }
@@ -86,34 +89,27 @@ __device__ inline void take_scales(const ScanScales& scales, ScanChannel& channe
 
 // One channel over a tile: advances its states; pass 2 puts y, before the gate, in the place of the steps,
 // pass 1 returns their sum.
-template <Readout kReadout, bool kReadsOut, typename RowT>
-__device__ inline float scan_tile(const Tile<RowT>& tile, int32_t groups, ScanChannel& channel) {
-  float4* steps = tile.steps + slot_of(channel.c);
-  const uint32_t* x = tile.x + channel.c;
-  const FloatRow* B = tile.B;
-  const RowT* C = tile.C;
+template <Readout kReadout, bool kReadsOut>
+__device__ inline float scan_tile(ScanGroup<kReadout>* tile, int32_t groups, ScanChannel& channel) {
+  const int32_t slot = slot_of(channel.c);
   float sum = 0.0f;
-  for (int32_t g = 0; g < groups; ++g) {
-    const float4 four = *steps;
+  for (const ScanGroup<kReadout>* end = tile + groups; tile != end; ++tile) {
+    const float4 four = tile->steps[slot];
     const float dt[kGroup] = {four.x, four.y, four.z, four.w};
     float x_f[kGroup], y[kGroup];
-    shifted_bytes(*x, x_f);
+    shifted_bytes(tile->x[channel.c], x_f);
 #pragma unroll
     for (int32_t t = 0; t < kGroup; ++t) {
       x_f[t] = channel.input(x_f[t]);
-      advance(channel.h, channel.A, B[t], dt[t], __fmul_rn(dt[t], x_f[t]));
+      advance(channel.h, channel.A, tile->B[t], dt[t], __fmul_rn(dt[t], x_f[t]));
       if constexpr (kReadsOut) {
-        const float read = read_out<kReadout>(channel.h, C[t], channel.inv_readout_scale);
+        const float read = read_out<kReadout>(channel.h, tile->C[t], channel.inv_readout_scale);
         y[t] = channel.skip.template apply<kReadout>(read, x_f[t]);
       } else {
         sum += dt[t];
       }
     }
-    if constexpr (kReadsOut) *steps = {y[0], y[1], y[2], y[3]};
-    steps += kTileChannels;
-    x += kTileChannels;
-    B += kGroup;
-    C += kGroup;
+    if constexpr (kReadsOut) tile->steps[slot] = {y[0], y[1], y[2], y[3]};
   }
   return sum;
 }
@@ -192,14 +188,11 @@ __device__ inline int64_t take_place(const ScanChain& chain, const ScanPlan& pla
   return carry->ticket;
 }
 
-template <Readout kReadout>
-using ScanTile = Tile<typename ReadoutRow<kReadout>::type>;
-
 // Four chunks at once, a tile each.
 template <Readout kReadout, int32_t kChunks>
 __device__ inline void scan_chunks(const SelectiveScanParams& p, const ScanPlan& plan, const ScanChain& chain,
                                    const ScanScales& scales, int64_t sequence, int32_t block, TilePlace place,
-                                   const ScanTile<kReadout>& tile, CarrySlots* carry, ScanChannel& channel) {
+                                   ScanGroup<kReadout>* tile, CarrySlots* carry, ScanChannel& channel) {
   const int32_t chunk = static_cast<int32_t>(threadIdx.x) / kTileChannels;
   if (chunk == 0) {
     load_state(p.A + place.c + (channel.exists ? channel.c : 0), p.dim, channel.A);
@@ -236,7 +229,7 @@ __device__ inline void scan_chunks(const SelectiveScanParams& p, const ScanPlan&
 // The whole sequence, a tile after another.
 template <Readout kReadout>
 __device__ inline void scan_sequence(const SelectiveScanParams& p, const ScanPlan& plan, const ScanScales& scales,
-                                     TilePlace place, const ScanTile<kReadout>& tile, ScanChannel& channel) {
+                                     TilePlace place, ScanGroup<kReadout>* tile, ScanChannel& channel) {
   load_state(p.A + place.c + (channel.exists ? channel.c : 0), p.dim, channel.A);
 #pragma unroll
   for (int32_t n = 0; n < kStates; ++n) channel.A[n] *= kLog2E;
@@ -264,11 +257,10 @@ __global__ void __launch_bounds__(kTileChannels* kChunks, kChunks == 1 ? 7 : 2)
     scan_kernel(const __grid_constant__ SelectiveScanParams p, const ScanPlan plan, const ScanChain chain) {
   extern __shared__ __align__(16) char memory[];
   auto* scales = reinterpret_cast<ScanScales*>(memory);
-  char* tiles = memory + sizeof(ScanScales);
-  const int64_t tile_bytes = ScanTile<kReadout>::kGroupBytes * plan.groups;
+  auto* tiles = reinterpret_cast<ScanGroup<kReadout>*>(memory + sizeof(ScanScales));
   const int32_t thread = static_cast<int32_t>(threadIdx.x);
-  const ScanTile<kReadout> tile(tiles + thread / kTileChannels * tile_bytes, plan.groups);
-  auto* carry = reinterpret_cast<CarrySlots*>(tiles + kChunks * tile_bytes);
+  auto* tile = tiles + thread / kTileChannels * plan.groups;
+  auto* carry = reinterpret_cast<CarrySlots*>(tiles + kChunks * plan.groups);
 
   const int64_t sequences = p.batch * plan.tiles;
   const int64_t index = kChunks == 1 ? blockIdx.x : take_place(chain, plan, carry);

@@ -1,11 +1,11 @@
 // selective_scan: a piece of the sequence in shared memory, and its way in and out.
 //
-// A tile is 64 channels by `groups` groups of four tokens, worked on by 64 threads. Moved in and out, a
-// thread takes squares of four tokens by four channels; scanned, it takes a channel, four tokens to a word:
-//   steps[group][slot(c)][token % 4]  softplus(dt), later y before the gate;  slot(c) = c ^ (c / 8 % 4), so
-//                                     that eight threads meet all banks, whichever way they go
-//   x[group][c][token % 4]            int8, signs flipped
-//   B[token][state]                   float32;  C[token][state] float32, or int8 for the int8 read-outs
+// A tile is 64 channels by some groups of four tokens, worked on by 64 threads. Moved in and out, a thread
+// takes squares of four tokens by four channels; scanned, it takes a channel, four tokens to a word:
+//   steps[slot(c)][token]  softplus(dt), later y before the gate;  slot(c) = c ^ (c / 8 % 4), so that eight
+//                          threads meet all banks, whichever way they go
+//   x[c][token]            int8, signs flipped
+//   B[token][state]        float32;  C[token][state] float32, or int8 for the int8 read-outs
 // Tokens beyond the end have step 0 and B = 0, which leave the state as it is.
 #pragma once
 
@@ -29,22 +29,13 @@ enum VectorOperand : uint32_t {
   kVectorC = 32
 };
 
+// Four tokens of a tile.
 template <typename RowT>
-struct Tile {
-  float4* steps;
-  uint32_t* x;
-  FloatRow* B;
-  RowT* C;
-
-  static constexpr int32_t kGroupBytes =
-      kTileChannels * (sizeof(float4) + sizeof(uint32_t)) + kGroup * (sizeof(FloatRow) + sizeof(RowT));
-
-  __device__ Tile(char* memory, int32_t groups) {
-    steps = reinterpret_cast<float4*>(memory);
-    x = reinterpret_cast<uint32_t*>(steps + groups * kTileChannels);
-    B = reinterpret_cast<FloatRow*>(x + groups * kTileChannels);
-    C = reinterpret_cast<RowT*>(B + groups * kGroup);
-  }
+struct TileGroup {
+  float4 steps[kTileChannels];
+  uint32_t x[kTileChannels];
+  FloatRow B[kGroup];
+  RowT C[kGroup];
 };
 
 __device__ inline int32_t slot_of(int32_t c) { return c ^ (c / 8 % 4); }
@@ -135,14 +126,13 @@ __device__ inline void store_steps(const float (&dt)[4][4], float bias, float4* 
 // dt and x: global to shared memory.
 template <typename RowT>
 __device__ inline void load_channels(const SelectiveScanParams& p, const TilePlace& place, const ScanScales& scales,
-                                     const Tile<RowT>& tile, ThreadColumn& column) {
+                                     TileGroup<RowT>* tile, ThreadColumn& column) {
   const float4 bias = four_of(scales.dt_bias + column.c);
-  const int32_t tail = kTileChannels * column.group;
-  float4* steps[4] = {tile.steps + tail + slot_of(column.c), tile.steps + tail + slot_of(column.c + 1),
-                      tile.steps + tail + slot_of(column.c + 2), tile.steps + tail + slot_of(column.c + 3)};
-  auto* x = reinterpret_cast<uint4*>(tile.x + tail + column.c);
+  const int32_t slots[4] = {slot_of(column.c), slot_of(column.c + 1), slot_of(column.c + 2), slot_of(column.c + 3)};
+  TileGroup<RowT>* group = tile + column.group;
+  const TileGroup<RowT>* end = tile + place.groups;
   int32_t tokens = place.tokens - column.group * kGroup;
-  for (int32_t i = 0; i < (place.groups - column.group) * kTileChannels; i += kGroupsAtOnce * kTileChannels) {
+  for (; group < end; group += kGroupsAtOnce) {
     float dt[4][4];
     uint4 words;
     if (column.in_full && tokens >= kGroup) {
@@ -155,11 +145,12 @@ __device__ inline void load_channels(const SelectiveScanParams& p, const TilePla
       words = load_part_bytes(column.x.row, column.x.stride, square);
     }
     words = transposed_bytes(words);
-    x[i / 4] = {words.x ^ kFlipSigns, words.y ^ kFlipSigns, words.z ^ kFlipSigns, words.w ^ kFlipSigns};
-    store_steps<0>(dt, bias.x, steps[0] + i);
-    store_steps<1>(dt, bias.y, steps[1] + i);
-    store_steps<2>(dt, bias.z, steps[2] + i);
-    store_steps<3>(dt, bias.w, steps[3] + i);
+    *reinterpret_cast<uint4*>(group->x + column.c) = {words.x ^ kFlipSigns, words.y ^ kFlipSigns, words.z ^ kFlipSigns,
+                                                      words.w ^ kFlipSigns};
+    store_steps<0>(dt, bias.x, group->steps + slots[0]);
+    store_steps<1>(dt, bias.y, group->steps + slots[1]);
+    store_steps<2>(dt, bias.z, group->steps + slots[2]);
+    store_steps<3>(dt, bias.w, group->steps + slots[3]);
     tokens -= kGroupsAtOnce * kGroup;
     column.dt.skip(kGroupsAtOnce * kGroup);
     column.x.skip(kGroupsAtOnce * kGroup);
@@ -196,18 +187,19 @@ struct ThreadRows {
 // B and C: global to shared memory.
 template <typename RowT>
 __device__ inline void load_state_rows(const SelectiveScanParams& p, const TilePlace& place, const ScanScales& scales,
-                                       const Tile<RowT>& tile, ThreadRows& rows) {
+                                       TileGroup<RowT>* tile, ThreadRows& rows) {
   const float4 B_scale = four_of(scales.B + rows.vector * 4);
   const bool B_by_vectors = (place.vectors & kVectorB) != 0, C_by_vectors = (place.vectors & kVectorC) != 0;
   for (int32_t t = rows.token; t < place.groups * kGroup; t += ThreadRows::kTokens) {
     const bool exists = t < place.tokens;
     float4 B = {0.0f, 0.0f, 0.0f, 0.0f};
     if (exists) B = scaled(load_states(rows.B.row, p.B_dtype, B_by_vectors), B_scale);
-    tile.B[t].four[rows.vector] = B;
+    TileGroup<RowT>& group = tile[t / kGroup];
+    group.B[t % kGroup].four[rows.vector] = B;
     if constexpr (std::is_same_v<RowT, FloatRow>) {
       float4 C = {0.0f, 0.0f, 0.0f, 0.0f};
       if (exists) C = scaled(load_states(rows.C.row, p.C_dtype, C_by_vectors), four_of(scales.C + rows.vector * 4));
-      tile.C[t].four[rows.vector] = C;
+      group.C[t % kGroup].four[rows.vector] = C;
     } else {
       uint32_t word = 0;
       if (exists && C_by_vectors) {
@@ -215,7 +207,7 @@ __device__ inline void load_state_rows(const SelectiveScanParams& p, const TileP
       } else if (exists) {
         word = load_bytes(rows.C.row, 4);
       }
-      reinterpret_cast<uint32_t*>(tile.C + t)[rows.vector] = word;
+      reinterpret_cast<uint32_t*>(group.C + t % kGroup)[rows.vector] = word;
     }
     rows.B.skip(ThreadRows::kTokens);
     rows.C.skip(ThreadRows::kTokens);
@@ -225,24 +217,22 @@ __device__ inline void load_state_rows(const SelectiveScanParams& p, const TileP
 // y, through the gate: shared to global memory.
 template <typename RowT>
 __device__ inline void store_channels(const SelectiveScanParams& p, const TilePlace& place, const ScanScales& scales,
-                                      const Tile<RowT>& tile, ThreadColumn& column) {
+                                      TileGroup<RowT>* tile, ThreadColumn& column) {
   if (column.channels <= 0) return;
   const float4 z_scale = four_of(scales.z + column.c), gate_scale = four_of(scales.gate + column.c);
   const Gate gate[4] = {{z_scale.x, gate_scale.x},
                         {z_scale.y, gate_scale.y},
                         {z_scale.z, gate_scale.z},
                         {z_scale.w, gate_scale.w}};
-  const int32_t tail = kTileChannels * column.group;
-  const float4* sums[4] = {tile.steps + tail + slot_of(column.c), tile.steps + tail + slot_of(column.c + 1),
-                           tile.steps + tail + slot_of(column.c + 2), tile.steps + tail + slot_of(column.c + 3)};
-  int32_t i = 0;
+  const int32_t slots[4] = {slot_of(column.c), slot_of(column.c + 1), slot_of(column.c + 2), slot_of(column.c + 3)};
+  const TileGroup<RowT>* group = tile + column.group;
   for (int32_t tokens = place.tokens - column.group * kGroup; tokens > 0; tokens -= kGroupsAtOnce * kGroup) {
     const bool is_full = column.out_full && tokens >= kGroup;
     const Square square{tokens, column.channels};
     float y[4][4];
 #pragma unroll
     for (int32_t k = 0; k < 4; ++k) {
-      const float4 four = sums[k][i];
+      const float4 four = group->steps[slots[k]];
       y[0][k] = four.x;
       y[1][k] = four.y;
       y[2][k] = four.z;
@@ -266,7 +256,7 @@ __device__ inline void store_channels(const SelectiveScanParams& p, const TilePl
     } else {
       store_part(const_cast<char*>(column.y.row), p.y_dtype, column.y.stride, square, y);
     }
-    i += kGroupsAtOnce * kTileChannels;
+    group += kGroupsAtOnce;
     column.z.skip(kGroupsAtOnce * kGroup);
     column.y.skip(kGroupsAtOnce * kGroup);
   }

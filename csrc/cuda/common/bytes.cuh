@@ -18,11 +18,17 @@ inline constexpr float kByteShift = 8388736.0f;      // 2^23 + 128
 
 // out[i] = 2^23 + byte i of four.
 __device__ inline void shifted_bytes(uint32_t four, float (&out)[4]) {
-  const uint32_t exponent = 0x4b000000u;
-  asm("prmt.b32 %0, %1, %2, 0x7440;" : "=f"(out[0]) : "r"(four), "r"(exponent));
-  asm("prmt.b32 %0, %1, %2, 0x7441;" : "=f"(out[1]) : "r"(four), "r"(exponent));
-  asm("prmt.b32 %0, %1, %2, 0x7442;" : "=f"(out[2]) : "r"(four), "r"(exponent));
-  asm("prmt.b32 %0, %1, %2, 0x7443;" : "=f"(out[3]) : "r"(four), "r"(exponent));
+  asm("prmt.b32 %0, %1, 0x4b000000, 0x7440;" : "=f"(out[0]) : "r"(four));
+  asm("prmt.b32 %0, %1, 0x4b000000, 0x7441;" : "=f"(out[1]) : "r"(four));
+  asm("prmt.b32 %0, %1, 0x4b000000, 0x7442;" : "=f"(out[2]) : "r"(four));
+  asm("prmt.b32 %0, %1, 0x4b000000, 0x7443;" : "=f"(out[3]) : "r"(four));
+}
+
+// An integer below 2^22, as a float, from its sum with kRounderBits.
+__device__ inline float unshifted(int32_t sum) {
+  float y;
+  asm("sub.rn.f32 %0, %1, 0f4B400000;" : "=f"(y) : "r"(sum));
+  return y;
 }
 
 // The low bytes of a, b, c and d, a's in the lowest place.
