@@ -116,7 +116,7 @@ __device__ inline LaneChannel<kPerLane> load_lane_channel(const SelectiveScanPar
 }
 
 template <int32_t kPerLane>
-__global__ void __launch_bounds__(kAnyThreads, 4)
+__global__ void __launch_bounds__(kAnyThreads, kPerLane < 8 ? 4 : 2)
     scan_any_kernel(const __grid_constant__ SelectiveScanParams p, int32_t lanes) {
   LaneChannel<kPerLane> channel = load_lane_channel<kPerLane>(p, lanes);
   const InputScale input = load_input_scale(p, channel.c);

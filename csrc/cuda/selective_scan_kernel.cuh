@@ -94,7 +94,7 @@ __device__ inline float scan_tile(ScanGroup<kReadout>* tile, int32_t groups, Sca
   const int32_t slot = slot_of(channel.c);
   float sum = 0.0f;
   for (const ScanGroup<kReadout>* end = tile + groups; tile != end; ++tile) {
-    const float4 four = tile->steps[slot];
+    const float4 four = steps_at(tile, slot);
     const float dt[kGroup] = {four.x, four.y, four.z, four.w};
     float x_f[kGroup], y[kGroup];
     shifted_bytes(tile->x[channel.c], x_f);
@@ -109,7 +109,7 @@ __device__ inline float scan_tile(ScanGroup<kReadout>* tile, int32_t groups, Sca
         sum += dt[t];
       }
     }
-    if constexpr (kReadsOut) tile->steps[slot] = {y[0], y[1], y[2], y[3]};
+    if constexpr (kReadsOut) steps_at(tile, slot) = {y[0], y[1], y[2], y[3]};
   }
   return sum;
 }
@@ -253,7 +253,7 @@ __device__ inline void scan_sequence(const SelectiveScanParams& p, const ScanPla
 }
 
 template <Readout kReadout, int32_t kChunks>
-__global__ void __launch_bounds__(kTileChannels* kChunks, kChunks == 1 ? 7 : 2)
+__global__ void __launch_bounds__(kTileChannels* kChunks, kChunks == 1 ? 6 : 2)
     scan_kernel(const __grid_constant__ SelectiveScanParams p, const ScanPlan plan, const ScanChain chain) {
   extern __shared__ __align__(16) char memory[];
   auto* scales = reinterpret_cast<ScanScales*>(memory);

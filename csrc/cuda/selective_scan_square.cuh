@@ -67,12 +67,12 @@ __device__ inline void load_full(const char* row, int64_t stride, float (&v)[4][
 __device__ inline void load_full(const char* row, DType dtype, int64_t stride, float (&v)[4][4]) {
   if (dtype == DType::kF32) {
     load_full<float>(row, stride, v);
+  } else if (dtype == DType::kI8) {
+    load_full<int8_t>(row, stride, v);
   } else if (dtype == DType::kF16) {
     load_full<__half>(row, stride, v);
-  } else if (dtype == DType::kBF16) {
-    load_full<__nv_bfloat16>(row, stride, v);
   } else {
-    load_full<int8_t>(row, stride, v);
+    load_full<__nv_bfloat16>(row, stride, v);
   }
 }
 // Elements that do not exist get `absent`.

@@ -38,7 +38,12 @@ struct TileGroup {
   RowT C[kGroup];
 };
 
-__device__ inline int32_t slot_of(int32_t c) { return c ^ (c / 8 % 4); }
+// The four tokens of a channel in TileGroup::steps, in bytes from the group's start.
+__device__ inline int32_t slot_of(int32_t c) { return (c ^ (c / 8 % 4)) * static_cast<int32_t>(sizeof(float4)); }
+template <typename RowT>
+__device__ inline float4& steps_at(TileGroup<RowT>* group, int32_t slot) {
+  return *reinterpret_cast<float4*>(reinterpret_cast<char*>(group) + slot);
+}
 
 // Where a tile lies.
 struct TilePlace {
@@ -54,7 +59,7 @@ struct TilePlace {
 // channel would each ask for it again. A in units of log2(e).
 struct ScanScales {
   float dt_bias[kTileChannels], x_zero[kTileChannels], x_scale[kTileChannels], D[kTileChannels];
-  float readout[kTileChannels], inv_readout[kTileChannels], z[kTileChannels], gate[kTileChannels];
+  float readout[kTileChannels], inv_readout[kTileChannels], gate_slope[kTileChannels], inv_z[kTileChannels];
   float B[kStates], C[kStates];
 };
 
@@ -69,8 +74,8 @@ __device__ inline void load_scales(const SelectiveScanParams& p, int64_t c, int3
   scales->D[thread] = skip.D;
   scales->readout[thread] = skip.readout;
   scales->inv_readout[thread] = load_inv_readout_scale(p, c);
-  scales->z[thread] = gate.z_scale;
-  scales->gate[thread] = gate.gate_scale;
+  scales->gate_slope[thread] = gate.slope;
+  scales->inv_z[thread] = gate.inv_z_scale;
   if (thread < kStates) {
     scales->B[thread] = p.B_scale == nullptr ? 1.0f : p.B_scale[thread];
     scales->C[thread] = p.C_scale == nullptr ? 1.0f : *p.C_scale;
@@ -119,8 +124,8 @@ struct ThreadColumn {
 
 // Step sizes after softplus, four tokens of a channel to a vector.
 template <int32_t i>
-__device__ inline void store_steps(const float (&dt)[4][4], float bias, float4* slot) {
-  *slot = {softplus(dt[0][i] + bias), softplus(dt[1][i] + bias), softplus(dt[2][i] + bias), softplus(dt[3][i] + bias)};
+__device__ inline float4 steps_of(const float (&dt)[4][4], float bias) {
+  return {softplus(dt[0][i] + bias), softplus(dt[1][i] + bias), softplus(dt[2][i] + bias), softplus(dt[3][i] + bias)};
 }
 
 // dt and x: global to shared memory.
@@ -147,26 +152,28 @@ __device__ inline void load_channels(const SelectiveScanParams& p, const TilePla
     words = transposed_bytes(words);
     *reinterpret_cast<uint4*>(group->x + column.c) = {words.x ^ kFlipSigns, words.y ^ kFlipSigns, words.z ^ kFlipSigns,
                                                       words.w ^ kFlipSigns};
-    store_steps<0>(dt, bias.x, group->steps + slots[0]);
-    store_steps<1>(dt, bias.y, group->steps + slots[1]);
-    store_steps<2>(dt, bias.z, group->steps + slots[2]);
-    store_steps<3>(dt, bias.w, group->steps + slots[3]);
+    steps_at(group, slots[0]) = steps_of<0>(dt, bias.x);
+    steps_at(group, slots[1]) = steps_of<1>(dt, bias.y);
+    steps_at(group, slots[2]) = steps_of<2>(dt, bias.z);
+    steps_at(group, slots[3]) = steps_of<3>(dt, bias.w);
     tokens -= kGroupsAtOnce * kGroup;
     column.dt.skip(kGroupsAtOnce * kGroup);
     column.x.skip(kGroupsAtOnce * kGroup);
   }
 }
 
-// Four neighbouring states of a token of B or C.
-__device__ inline float4 load_states(const char* p, DType dtype, bool by_vectors) {
-  if (dtype == DType::kI8 && by_vectors) {
-    return Four<int8_t>::floats(__ldca(reinterpret_cast<const uint32_t*>(p)));
+// Four neighbouring states of a token of B or C, when they lie on a vector border or not.
+__device__ inline float4 load_states(const char* p, DType dtype, bool are_words, const float4& scale) {
+  float4 v;
+  if (are_words) {
+    v = Four<int8_t>::floats(__ldca(reinterpret_cast<const uint32_t*>(p)));
+  } else {
+    v = {load_element(p, dtype, 0), load_element(p, dtype, 1), load_element(p, dtype, 2), load_element(p, dtype, 3)};
   }
-  if (dtype == DType::kF32 && by_vectors) return __ldca(reinterpret_cast<const float4*>(p));
-  return {load_element(p, dtype, 0), load_element(p, dtype, 1), load_element(p, dtype, 2), load_element(p, dtype, 3)};
-}
-__device__ inline float4 scaled(const float4& v, const float4& scale) {
   return {__fmul_rn(v.x, scale.x), __fmul_rn(v.y, scale.y), __fmul_rn(v.z, scale.z), __fmul_rn(v.w, scale.w)};
+}
+__device__ inline uint32_t load_bytes(const char* p, bool are_words) {
+  return are_words ? __ldca(reinterpret_cast<const uint32_t*>(p)) : load_bytes(p, 4);
 }
 
 // A thread's part of B and C: four states, every sixteenth token, from tile to tile.
@@ -188,29 +195,35 @@ struct ThreadRows {
 template <typename RowT>
 __device__ inline void load_state_rows(const SelectiveScanParams& p, const TilePlace& place, const ScanScales& scales,
                                        TileGroup<RowT>* tile, ThreadRows& rows) {
-  const float4 B_scale = four_of(scales.B + rows.vector * 4);
-  const bool B_by_vectors = (place.vectors & kVectorB) != 0, C_by_vectors = (place.vectors & kVectorC) != 0;
-  for (int32_t t = rows.token; t < place.groups * kGroup; t += ThreadRows::kTokens) {
-    const bool exists = t < place.tokens;
-    float4 B = {0.0f, 0.0f, 0.0f, 0.0f};
-    if (exists) B = scaled(load_states(rows.B.row, p.B_dtype, B_by_vectors), B_scale);
-    TileGroup<RowT>& group = tile[t / kGroup];
-    group.B[t % kGroup].four[rows.vector] = B;
-    if constexpr (std::is_same_v<RowT, FloatRow>) {
-      float4 C = {0.0f, 0.0f, 0.0f, 0.0f};
-      if (exists) C = scaled(load_states(rows.C.row, p.C_dtype, C_by_vectors), four_of(scales.C + rows.vector * 4));
-      group.C[t % kGroup].four[rows.vector] = C;
+  constexpr bool kFloatC = std::is_same_v<RowT, FloatRow>;
+  using PartOfC = std::conditional_t<kFloatC, float4, uint32_t>;
+  constexpr int64_t kGroups = ThreadRows::kTokens / kGroup;
+  constexpr int64_t kStep = kGroups * sizeof(TileGroup<RowT>);
+  const float4 B_scale = four_of(scales.B + rows.vector * 4), C_scale = four_of(scales.C + rows.vector * 4);
+  const bool B_are_words = p.B_dtype == DType::kI8 && (place.vectors & kVectorB) != 0;
+  const bool C_are_words = p.C_dtype == DType::kI8 && (place.vectors & kVectorC) != 0;
+  TileGroup<RowT>& group = tile[rows.token / kGroup];
+  float4* B = group.B[rows.token % kGroup].four + rows.vector;
+  PartOfC* C = reinterpret_cast<PartOfC*>(group.C + rows.token % kGroup) + rows.vector;
+  int32_t tokens = place.groups * kGroup - rows.token;  // of the tile, and how many of them do not exist
+  const int32_t beyond = place.groups * kGroup - place.tokens;
+  for (; tokens > beyond; tokens -= ThreadRows::kTokens) {
+    *B = load_states(rows.B.row, p.B_dtype, B_are_words, B_scale);
+    if constexpr (kFloatC) {
+      *C = load_states(rows.C.row, p.C_dtype, C_are_words, C_scale);
     } else {
-      uint32_t word = 0;
-      if (exists && C_by_vectors) {
-        word = __ldca(reinterpret_cast<const uint32_t*>(rows.C.row));
-      } else if (exists) {
-        word = load_bytes(rows.C.row, 4);
-      }
-      reinterpret_cast<uint32_t*>(group.C + t % kGroup)[rows.vector] = word;
+      *C = load_bytes(rows.C.row, C_are_words);
     }
     rows.B.skip(ThreadRows::kTokens);
     rows.C.skip(ThreadRows::kTokens);
+    B += kStep / sizeof(*B);
+    C += kStep / sizeof(*C);
+  }
+  for (; tokens > 0; tokens -= ThreadRows::kTokens) {
+    *B = {0.0f, 0.0f, 0.0f, 0.0f};
+    *C = PartOfC{};
+    B += kStep / sizeof(*B);
+    C += kStep / sizeof(*C);
   }
 }
 
@@ -219,20 +232,17 @@ template <typename RowT>
 __device__ inline void store_channels(const SelectiveScanParams& p, const TilePlace& place, const ScanScales& scales,
                                       TileGroup<RowT>* tile, ThreadColumn& column) {
   if (column.channels <= 0) return;
-  const float4 z_scale = four_of(scales.z + column.c), gate_scale = four_of(scales.gate + column.c);
-  const Gate gate[4] = {{z_scale.x, gate_scale.x},
-                        {z_scale.y, gate_scale.y},
-                        {z_scale.z, gate_scale.z},
-                        {z_scale.w, gate_scale.w}};
+  const float4 slope = four_of(scales.gate_slope + column.c), inv_z = four_of(scales.inv_z + column.c);
+  const Gate gate[4] = {{slope.x, inv_z.x}, {slope.y, inv_z.y}, {slope.z, inv_z.z}, {slope.w, inv_z.w}};
   const int32_t slots[4] = {slot_of(column.c), slot_of(column.c + 1), slot_of(column.c + 2), slot_of(column.c + 3)};
-  const TileGroup<RowT>* group = tile + column.group;
+  TileGroup<RowT>* group = tile + column.group;
   for (int32_t tokens = place.tokens - column.group * kGroup; tokens > 0; tokens -= kGroupsAtOnce * kGroup) {
     const bool is_full = column.out_full && tokens >= kGroup;
     const Square square{tokens, column.channels};
     float y[4][4];
 #pragma unroll
     for (int32_t k = 0; k < 4; ++k) {
-      const float4 four = group->steps[slots[k]];
+      const float4 four = steps_at(group, slots[k]);
       y[0][k] = four.x;
       y[1][k] = four.y;
       y[2][k] = four.z;

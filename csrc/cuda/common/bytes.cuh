@@ -33,10 +33,11 @@ __device__ inline float unshifted(int32_t sum) {
 
 // The low bytes of a, b, c and d, a's in the lowest place.
 __device__ inline uint32_t packed_low_bytes(float a, float b, float c, float d) {
-  uint32_t ab, cd;
+  uint32_t ab, cd, abcd;
   asm("prmt.b32 %0, %1, %2, 0x0040;" : "=r"(ab) : "f"(a), "f"(b));
   asm("prmt.b32 %0, %1, %2, 0x0040;" : "=r"(cd) : "f"(c), "f"(d));
-  return __byte_perm(ab, cd, 0x5410u);
+  asm("prmt.b32 %0, %1, %2, 0x5410;" : "=r"(abcd) : "r"(ab), "r"(cd));
+  return abcd;
 }
 
 // Byte i of word j to byte j of word i.
