@@ -9,11 +9,12 @@ namespace mambaquant::cuda {
 namespace {
 
 constexpr int32_t kChunksPerBlock = 4;
-constexpr int32_t kChunkStep = 4;         // chunks are whole groups of tokens where we choose
-constexpr int32_t kMaxChunkTokens = 64;   // more would lower the bytes of a block's scales and states no further
-constexpr int32_t kSequenceTokens = 64;   // of a tile, where a block walks the whole sequence
+constexpr int64_t kTilesPerSm = 2;         // from which on sequences stay whole
+constexpr int32_t kMinChunkTokens = 16;    // chosen; a caller may ask for less
+constexpr int32_t kMaxChunkTokens = 64;    // 256 a block
+constexpr int32_t kSequenceTokens = 64;    // of a tile, where a block walks the whole sequence
+constexpr int64_t kTwoBlocksMin = 96 * 1024;  // bytes of half an SM, below which one larger block serves better
 constexpr int64_t kMaxGrid = 0x7fffffff;
-constexpr int64_t kTwoBlocksMin = 96 * 1024;  // shared memory of a block, below which one block an SM serves better
 
 bool fits_vectors(const void* base, DType dtype, int64_t stride_batch, int64_t stride_token) {
   const int64_t size = element_bytes(dtype);
@@ -48,7 +49,7 @@ int32_t max_chunk_tokens(const SelectiveScanParams& p) {
   const int64_t block = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   const int64_t bytes = half >= kTwoBlocksMin ? half : block;
   int32_t tokens = kMaxChunkTokens;
-  while (tokens > kChunkStep && shared_bytes(p, kChunksPerBlock, tokens / kGroup) > bytes) tokens -= kChunkStep;
+  while (tokens > kGroup && shared_bytes(p, kChunksPerBlock, tokens / kGroup) > bytes) tokens -= kGroup;
   return tokens;
 }
 
@@ -56,14 +57,14 @@ bool is_split(const SelectiveScanParams& p) { return p.dstate == kStates && p.ch
 
 ScanPlan make_plan(const SelectiveScanParams& p) {
   ScanPlan plan;
-  plan.tiles = static_cast<int32_t>(ceil_div(p.dim, kTileChannels));
+  plan.tiles = ceil_div(p.dim, kTileChannels);
   plan.vectors = vector_operands(p);
   plan.blocks = 1;
   plan.chunk_tokens = kSequenceTokens;
   if (is_split(p)) {
     const int64_t longest = max_chunk_tokens(p);
     plan.chunk_tokens = static_cast<int32_t>(p.chunk_size < longest ? p.chunk_size : longest);
-    plan.blocks = static_cast<int32_t>(ceil_div(p.seqlen, kChunksPerBlock * plan.chunk_tokens));
+    plan.blocks = ceil_div(p.seqlen, kChunksPerBlock * plan.chunk_tokens);
   }
   plan.groups = static_cast<int32_t>(ceil_div(plan.chunk_tokens, kGroup));
   return plan;
@@ -150,14 +151,16 @@ void reverse_inputs(SelectiveScanParams* p) {
 
 }  // namespace
 
-// A block that walks a whole sequence spends 14 instructions where one of a split sequence spends 19, so
-// that splitting pays where whole sequences leave more than a quarter of the schedulers (four an SM, two
-// warps a block) without a warp.
+// Where a block walks a whole sequence it spends 15 instructions on what costs 20 in a split one; it needs
+// two tiles an SM, that is a warp for each scheduler, to make up for that. Chunks are as long as fit, so that
+// a block's scales and states weigh little beside its tokens, and equal.
 int64_t selective_scan_chunk_size(const SelectiveScanParams& p) {
   if (p.seqlen <= 0) return 1;
-  const int64_t blocks = p.batch * ceil_div(p.dim, kTileChannels);
-  if (p.dstate != kStates || 2 * blocks >= 3 * multiprocessor_count()) return p.seqlen;
-  return max_chunk_tokens(p);
+  const int64_t tiles = p.batch * ceil_div(p.dim, kTileChannels);
+  if (p.dstate != kStates || tiles >= kTilesPerSm * multiprocessor_count()) return p.seqlen;
+  const int64_t blocks = ceil_div(p.seqlen, kChunksPerBlock * max_chunk_tokens(p));
+  const int64_t tokens = ceil_div(ceil_div(p.seqlen, kChunksPerBlock * blocks), kGroup) * kGroup;
+  return tokens < kMinChunkTokens ? kMinChunkTokens : tokens;
 }
 
 int64_t selective_scan_workspace_bytes(const SelectiveScanParams& p) {

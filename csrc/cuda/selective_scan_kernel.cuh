@@ -22,8 +22,8 @@ namespace mambaquant::cuda {
 struct ScanPlan {
   int32_t chunk_tokens;  // of a tile
   int32_t groups;        // of a tile, ceil(chunk_tokens / 4)
-  int32_t blocks;        // of a sequence; 1: no chain
-  int32_t tiles;         // of 64 channels
+  int64_t blocks;        // of a sequence; 1: no chain
+  int64_t tiles;         // of 64 channels
   uint32_t vectors;      // VectorOperand
 };
 
@@ -125,7 +125,7 @@ __device__ inline void decay_onto(const float (&A)[kStates], float steps, const 
 // those that it starts with.
 template <int32_t kChunks>
 __device__ inline void join_chunks(const SelectiveScanParams& p, const ScanPlan& plan, const ScanChain& chain,
-                                   int64_t sequence, int32_t block, int32_t chunk,
+                                   int64_t sequence, int64_t block, int32_t chunk,
                                    float steps, CarrySlots* carry, ScanChannel& channel) {
   const int32_t c = channel.c;
   float before[kStates];  // what the earlier chunks of the block leave
@@ -191,7 +191,7 @@ __device__ inline int64_t take_place(const ScanChain& chain, const ScanPlan& pla
 // Four chunks at once, a tile each.
 template <Readout kReadout, int32_t kChunks>
 __device__ inline void scan_chunks(const SelectiveScanParams& p, const ScanPlan& plan, const ScanChain& chain,
-                                   const ScanScales& scales, int64_t sequence, int32_t block, TilePlace place,
+                                   const ScanScales& scales, int64_t sequence, int64_t block, TilePlace place,
                                    ScanGroup<kReadout>* tile, CarrySlots* carry, ScanChannel& channel) {
   const int32_t chunk = static_cast<int32_t>(threadIdx.x) / kTileChannels;
   if (chunk == 0) {
@@ -201,7 +201,7 @@ __device__ inline void scan_chunks(const SelectiveScanParams& p, const ScanPlan&
   }
   __syncthreads();
   take_scales(scales, channel);
-  const int64_t start = (static_cast<int64_t>(block) * kChunks + chunk) * plan.chunk_tokens;
+  const int64_t start = (block * kChunks + chunk) * plan.chunk_tokens;
   const int64_t left = p.seqlen - start;
   place.token = start;
   place.tokens = static_cast<int32_t>(max(min(left, static_cast<int64_t>(plan.chunk_tokens)), int64_t{0}));
@@ -265,7 +265,7 @@ __global__ void __launch_bounds__(kTileChannels* kChunks, kChunks == 1 ? 6 : 2)
   const int64_t sequences = p.batch * plan.tiles;
   const int64_t index = kChunks == 1 ? blockIdx.x : take_place(chain, plan, carry);
   const int64_t sequence = index % sequences;
-  const auto block = static_cast<int32_t>(index / sequences);
+  const int64_t block = index / sequences;
   TilePlace place;
   place.batch = sequence / plan.tiles;
   place.c = sequence % plan.tiles * kTileChannels;
