@@ -9,11 +9,12 @@ namespace mambaquant::cuda {
 namespace {
 
 constexpr int32_t kChunksPerBlock = 4;
-constexpr int64_t kTilesPerSm = 2;         // from which on sequences stay whole
-constexpr int32_t kMinChunkTokens = 16;    // chosen; a caller may ask for less
-constexpr int32_t kMaxChunkTokens = 64;    // 256 a block
-constexpr int32_t kSequenceTokens = 64;    // of a tile, where a block walks the whole sequence
-constexpr int64_t kTwoBlocksMin = 96 * 1024;  // bytes of half an SM, below which one larger block serves better
+constexpr int64_t kTilesPerSm = 2;       // from which on sequences stay whole
+constexpr int32_t kMinChunkTokens = 16;  // chosen; a caller may ask for less
+constexpr int32_t kMaxChunkTokens = 64;  // 256 a block
+constexpr int32_t kSequenceTokens = 64;  // of a tile, where a block walks the whole sequence
+constexpr int64_t kTwoBlocksMin =
+    96 * 1024;  // bytes of half an SM, below which one larger block serves better
 constexpr int64_t kMaxGrid = 0x7fffffff;
 
 bool fits_vectors(const void* base, DType dtype, int64_t stride_batch, int64_t stride_token) {
@@ -34,7 +35,9 @@ uint32_t vector_operands(const SelectiveScanParams& p) {
 }
 
 Readout readout_of(const SelectiveScanParams& p) {
-  return p.readout_scale == nullptr ? Readout::kFloat : p.rotate_state ? Readout::kRotatedInt8 : Readout::kInt8;
+  return p.readout_scale == nullptr ? Readout::kFloat
+         : p.rotate_state           ? Readout::kRotatedInt8
+                                    : Readout::kInt8;
 }
 
 int64_t shared_bytes(const SelectiveScanParams& p, int32_t chunks, int32_t groups) {
@@ -49,11 +52,14 @@ int32_t max_chunk_tokens(const SelectiveScanParams& p) {
   const int64_t block = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   const int64_t bytes = half >= kTwoBlocksMin ? half : block;
   int32_t tokens = kMaxChunkTokens;
-  while (tokens > kGroup && shared_bytes(p, kChunksPerBlock, tokens / kGroup) > bytes) tokens -= kGroup;
+  while (tokens > kGroup && shared_bytes(p, kChunksPerBlock, tokens / kGroup) > bytes)
+    tokens -= kGroup;
   return tokens;
 }
 
-bool is_split(const SelectiveScanParams& p) { return p.dstate == kStates && p.chunk_size < p.seqlen; }
+bool is_split(const SelectiveScanParams& p) {
+  return p.dstate == kStates && p.chunk_size < p.seqlen;
+}
 
 ScanPlan make_plan(const SelectiveScanParams& p) {
   ScanPlan plan;
@@ -71,12 +77,15 @@ ScanPlan make_plan(const SelectiveScanParams& p) {
 }
 
 // Bytes of the ticket counter and the flags, before the states.
-int64_t flag_bytes(int64_t blocks) { return ceil_div(blocks + 1, 32) * 32 * static_cast<int64_t>(sizeof(uint32_t)); }
+int64_t flag_bytes(int64_t blocks) {
+  return ceil_div(blocks + 1, 32) * 32 * static_cast<int64_t>(sizeof(uint32_t));
+}
 
 template <Readout kReadout, int32_t kChunks>
 Status launch_scan(const SelectiveScanParams& p, const ScanPlan& plan, Stream stream) {
   const int64_t blocks = p.batch * plan.tiles * plan.blocks;
-  if (blocks > kMaxGrid) return Status::unsupported("expected at most 2^31 - 1 blocks of tokens and channels");
+  if (blocks > kMaxGrid)
+    return Status::unsupported("expected at most 2^31 - 1 blocks of tokens and channels");
   ScanChain chain{};
   if (plan.blocks > 1) {
     chain.ticket = reinterpret_cast<uint32_t*>(p.workspace);
@@ -90,8 +99,8 @@ Status launch_scan(const SelectiveScanParams& p, const ScanPlan& plan, Stream st
   const auto kernel = scan_kernel<kReadout, kChunks>;
   const Status status = allow_shared_memory(kernel, bytes);
   if (!status.is_ok()) return status;
-  kernel<<<static_cast<uint32_t>(blocks), kTileChannels * kChunks, static_cast<size_t>(bytes), to_cuda(stream)>>>(
-      p, plan, chain);
+  kernel<<<static_cast<uint32_t>(blocks), kTileChannels * kChunks, static_cast<size_t>(bytes),
+           to_cuda(stream)>>>(p, plan, chain);
   return check_launch();
 }
 
@@ -114,7 +123,8 @@ Status launch_any(const SelectiveScanParams& p, Stream stream) {
   while (lanes < kWarpSize && lanes < p.dstate) lanes *= 2;
   const int64_t blocks = ceil_div(p.batch * p.dim * lanes, kAnyThreads);
   if (blocks > kMaxGrid) return Status::unsupported("expected at most 2^31 - 1 blocks of channels");
-  scan_any_kernel<kPerLane><<<static_cast<uint32_t>(blocks), kAnyThreads, 0, to_cuda(stream)>>>(p, lanes);
+  scan_any_kernel<kPerLane>
+      <<<static_cast<uint32_t>(blocks), kAnyThreads, 0, to_cuda(stream)>>>(p, lanes);
   return check_launch();
 }
 
@@ -130,9 +140,10 @@ Status launch_readout(const SelectiveScanParams& p, Stream stream) {
 Status copy_state(const SelectiveScanParams& p, Stream stream) {
   const auto bytes = static_cast<size_t>(p.batch * p.dstate * p.dim) * sizeof(float);
   if (p.initial_state == p.final_state) return Status::ok();
-  if (p.initial_state == nullptr) return to_status(cudaMemsetAsync(p.final_state, 0, bytes, to_cuda(stream)));
-  return to_status(
-      cudaMemcpyAsync(p.final_state, p.initial_state, bytes, cudaMemcpyDeviceToDevice, to_cuda(stream)));
+  if (p.initial_state == nullptr)
+    return to_status(cudaMemsetAsync(p.final_state, 0, bytes, to_cuda(stream)));
+  return to_status(cudaMemcpyAsync(p.final_state, p.initial_state, bytes, cudaMemcpyDeviceToDevice,
+                                   to_cuda(stream)));
 }
 
 // Walking backwards is walking forwards with the strides turned round; the kernels turn y.
@@ -173,7 +184,8 @@ int64_t selective_scan_workspace_bytes(const SelectiveScanParams& p) {
 
 Status selective_scan(const SelectiveScanParams& params, Stream stream) {
   SelectiveScanParams p = params;
-  if (p.dstate < 1 || p.dstate > kMaxDState) return Status::unsupported("expected dstate from 1 to 256");
+  if (p.dstate < 1 || p.dstate > kMaxDState)
+    return Status::unsupported("expected dstate from 1 to 256");
   if (p.chunk_size <= 0) return Status::unsupported("expected a chunk_size of 1 or more");
   if (p.batch == 0 || p.dim == 0) return Status::ok();
   if (p.seqlen == 0) return copy_state(p, stream);

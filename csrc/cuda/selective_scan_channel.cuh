@@ -47,6 +47,21 @@ __device__ inline void store_element(void* p, DType dtype, int64_t i, float y) {
   }
 }
 
+__host__ __device__ inline int64_t element_bytes(DType dtype) {
+  return dtype == DType::kI8 ? 1 : dtype == DType::kF32 ? 4 : 2;
+}
+
+// Where a thread reads or writes an operand next, and how far apart rows are, in bytes.
+struct Cursor {
+  const char* row;
+  int64_t stride;
+  __device__ Cursor() {}
+  __device__ Cursor(const void* base, DType dtype, int64_t offset, int64_t stride_token)
+      : row(static_cast<const char*>(base) + offset * element_bytes(dtype)),
+        stride(stride_token * element_bytes(dtype)) {}
+  __device__ void skip(int32_t tokens) { row += tokens * stride; }
+};
+
 // x_f = (x - zero) * scale. The difference is exact, with kByteShift on both sides too (zero points stay
 // below 2^22).
 struct InputScale {
@@ -125,8 +140,8 @@ struct ReadoutRow<Readout::kFloat> {
   using type = FloatRow;
 };
 
-__device__ inline void advance(float (&h)[kStates], const float (&A)[kStates], const FloatRow& B, float dt,
-                               float dtx) {
+__device__ inline void advance(float (&h)[kStates], const float (&A)[kStates], const FloatRow& B,
+                               float dt, float dtx) {
 #pragma unroll
   for (int32_t n = 0; n < kStates; n += 4) {
     const float4 b = B.four[n / 4];
@@ -151,6 +166,22 @@ __device__ inline void hadamard(float (&v)[kStates]) {
   }
 }
 
+// (dstate, dim) rows, one channel.
+__device__ inline void load_state(const float* rows, int64_t stride, float (&h)[kStates]) {
+#pragma unroll
+  for (int32_t n = 0; n < kStates; ++n, rows += stride) h[n] = __ldcg(rows);
+}
+__device__ inline void store_state(float* rows, int64_t stride, const float (&h)[kStates]) {
+#pragma unroll
+  for (int32_t n = 0; n < kStates; ++n, rows += stride) *rows = h[n];
+}
+__device__ inline void load_initial_state(const SelectiveScanParams& p, int64_t offset,
+                                          float (&h)[kStates]) {
+  if (p.initial_state != nullptr) return load_state(p.initial_state + offset, p.dim, h);
+#pragma unroll
+  for (int32_t n = 0; n < kStates; ++n) h[n] = 0.0f;
+}
+
 // sum_n h[n] C[n] in four chains, which hide the latency of fma.
 template <Readout kReadout>
 __device__ inline float read_out(const float (&h)[kStates], const FloatRow& C, float) {
@@ -165,9 +196,11 @@ __device__ inline float read_out(const float (&h)[kStates], const FloatRow& C, f
   }
   return (sum.x + sum.y) + (sum.z + sum.w);
 }
-__device__ inline int32_t add_int8_readout(const float* v, uint32_t C, float inv_scale, int32_t sum) {
-  const uint32_t q = packed_low_bytes(quantized_state(v[0], inv_scale), quantized_state(v[1], inv_scale),
-                                      quantized_state(v[2], inv_scale), quantized_state(v[3], inv_scale));
+__device__ inline int32_t add_int8_readout(const float* v, uint32_t C, float inv_scale,
+                                           int32_t sum) {
+  const uint32_t q =
+      packed_low_bytes(quantized_state(v[0], inv_scale), quantized_state(v[1], inv_scale),
+                       quantized_state(v[2], inv_scale), quantized_state(v[3], inv_scale));
   return __dp4a(static_cast<int32_t>(q), static_cast<int32_t>(C), sum);
 }
 // sum_n qh[n] C[n], exact: below 2^22, so that a sum that starts at kRounderBits ends as the bits of a float.

@@ -58,27 +58,12 @@ struct ScanChannel {
   int32_t c;  // within the tile
   bool exists;
   int64_t state_offset;  // of state 0
-  float A[kStates];  // in units of log2(e)
+  float A[kStates];      // in units of log2(e)
   float h[kStates];
   InputScale input;
   Skip skip;
   float inv_readout_scale;
 };
-
-// (dstate, dim) rows, one channel.
-__device__ inline void load_state(const float* rows, int64_t stride, float (&h)[kStates]) {
-#pragma unroll
-  for (int32_t n = 0; n < kStates; ++n, rows += stride) h[n] = __ldcg(rows);
-}
-__device__ inline void store_state(float* rows, int64_t stride, const float (&h)[kStates]) {
-#pragma unroll
-  for (int32_t n = 0; n < kStates; ++n, rows += stride) *rows = h[n];
-}
-__device__ inline void load_initial_state(const SelectiveScanParams& p, int64_t offset, float (&h)[kStates]) {
-  if (p.initial_state != nullptr) return load_state(p.initial_state + offset, p.dim, h);
-#pragma unroll
-  for (int32_t n = 0; n < kStates; ++n) h[n] = 0.0f;
-}
 
 __device__ inline void take_scales(const ScanScales& scales, ScanChannel& channel) {
   const int32_t c = channel.c;
@@ -124,9 +109,10 @@ __device__ inline void decay_onto(const float (&A)[kStates], float steps, const 
 // From the states that each chunk ends with when it starts from 0 (channel.h, after `steps` in all) to
 // those that it starts with.
 template <int32_t kChunks>
-__device__ inline void join_chunks(const SelectiveScanParams& p, const ScanPlan& plan, const ScanChain& chain,
-                                   int64_t sequence, int64_t block, int32_t chunk,
-                                   float steps, CarrySlots* carry, ScanChannel& channel) {
+__device__ inline void join_chunks(const SelectiveScanParams& p, const ScanPlan& plan,
+                                   const ScanChain& chain, int64_t sequence, int64_t block,
+                                   int32_t chunk, float steps, CarrySlots* carry,
+                                   ScanChannel& channel) {
   const int32_t c = channel.c;
   float before[kStates];  // what the earlier chunks of the block leave
   float steps_before = 0.0f;
@@ -181,7 +167,8 @@ __device__ inline void join_chunks(const SelectiveScanParams& p, const ScanPlan&
 }
 
 // The first blocks of all sequences come first.
-__device__ inline int64_t take_place(const ScanChain& chain, const ScanPlan& plan, CarrySlots* carry) {
+__device__ inline int64_t take_place(const ScanChain& chain, const ScanPlan& plan,
+                                     CarrySlots* carry) {
   if (plan.blocks == 1) return blockIdx.x;
   if (threadIdx.x == 0) carry->ticket = atomicAdd(chain.ticket, 1);
   __syncthreads();
@@ -190,9 +177,11 @@ __device__ inline int64_t take_place(const ScanChain& chain, const ScanPlan& pla
 
 // Four chunks at once, a tile each.
 template <Readout kReadout, int32_t kChunks>
-__device__ inline void scan_chunks(const SelectiveScanParams& p, const ScanPlan& plan, const ScanChain& chain,
-                                   const ScanScales& scales, int64_t sequence, int64_t block, TilePlace place,
-                                   ScanGroup<kReadout>* tile, CarrySlots* carry, ScanChannel& channel) {
+__device__ inline void scan_chunks(const SelectiveScanParams& p, const ScanPlan& plan,
+                                   const ScanChain& chain, const ScanScales& scales,
+                                   int64_t sequence, int64_t block, TilePlace place,
+                                   ScanGroup<kReadout>* tile, CarrySlots* carry,
+                                   ScanChannel& channel) {
   const int32_t chunk = static_cast<int32_t>(threadIdx.x) / kTileChannels;
   if (chunk == 0) {
     load_state(p.A + place.c + (channel.exists ? channel.c : 0), p.dim, channel.A);
@@ -204,7 +193,8 @@ __device__ inline void scan_chunks(const SelectiveScanParams& p, const ScanPlan&
   const int64_t start = (block * kChunks + chunk) * plan.chunk_tokens;
   const int64_t left = p.seqlen - start;
   place.token = start;
-  place.tokens = static_cast<int32_t>(max(min(left, static_cast<int64_t>(plan.chunk_tokens)), int64_t{0}));
+  place.tokens =
+      static_cast<int32_t>(max(min(left, static_cast<int64_t>(plan.chunk_tokens)), int64_t{0}));
   ThreadColumn column(p, place);
   ThreadRows rows(p, place);
   load_channels(p, place, scales, tile, column);
@@ -228,8 +218,9 @@ __device__ inline void scan_chunks(const SelectiveScanParams& p, const ScanPlan&
 
 // The whole sequence, a tile after another.
 template <Readout kReadout>
-__device__ inline void scan_sequence(const SelectiveScanParams& p, const ScanPlan& plan, const ScanScales& scales,
-                                     TilePlace place, ScanGroup<kReadout>* tile, ScanChannel& channel) {
+__device__ inline void scan_sequence(const SelectiveScanParams& p, const ScanPlan& plan,
+                                     const ScanScales& scales, TilePlace place,
+                                     ScanGroup<kReadout>* tile, ScanChannel& channel) {
   load_state(p.A + place.c + (channel.exists ? channel.c : 0), p.dim, channel.A);
 #pragma unroll
   for (int32_t n = 0; n < kStates; ++n) channel.A[n] *= kLog2E;
@@ -254,7 +245,8 @@ __device__ inline void scan_sequence(const SelectiveScanParams& p, const ScanPla
 
 template <Readout kReadout, int32_t kChunks>
 __global__ void __launch_bounds__(kTileChannels* kChunks, kChunks == 1 ? 6 : 2)
-    scan_kernel(const __grid_constant__ SelectiveScanParams p, const ScanPlan plan, const ScanChain chain) {
+    scan_kernel(const __grid_constant__ SelectiveScanParams p, const ScanPlan plan,
+                const ScanChain chain) {
   extern __shared__ __align__(16) char memory[];
   auto* scales = reinterpret_cast<ScanScales*>(memory);
   auto* tiles = reinterpret_cast<ScanGroup<kReadout>*>(memory + sizeof(ScanScales));
@@ -284,7 +276,8 @@ __global__ void __launch_bounds__(kTileChannels* kChunks, kChunks == 1 ? 6 : 2)
   if constexpr (kChunks == 1) {
     scan_sequence<kReadout>(p, plan, *scales, place, tile, channel);
   } else {
-    scan_chunks<kReadout, kChunks>(p, plan, chain, *scales, sequence, block, place, tile, carry, channel);
+    scan_chunks<kReadout, kChunks>(p, plan, chain, *scales, sequence, block, place, tile, carry,
+                                   channel);
   }
 }
 

@@ -26,7 +26,8 @@ struct FourHalves {
     return {to_float(v[0]), to_float(v[1]), to_float(v[2]), to_float(v[3])};
   }
   static __device__ uint2 raw(const float4& v) {
-    const Vec<T, 4> four{{from_float<T>(v.x), from_float<T>(v.y), from_float<T>(v.z), from_float<T>(v.w)}};
+    const Vec<T, 4> four{
+        {from_float<T>(v.x), from_float<T>(v.y), from_float<T>(v.z), from_float<T>(v.w)}};
     return __builtin_bit_cast(uint2, four);
   }
 };
@@ -57,7 +58,8 @@ template <typename T>
 __device__ inline void load_full(const char* row, int64_t stride, float (&v)[4][4]) {
 #pragma unroll
   for (int32_t t = 0; t < 4; ++t, row += stride) {
-    const float4 four = Four<T>::floats(__ldcg(reinterpret_cast<const typename Four<T>::Raw*>(row)));
+    const float4 four =
+        Four<T>::floats(__ldcg(reinterpret_cast<const typename Four<T>::Raw*>(row)));
     v[t][0] = four.x;
     v[t][1] = four.y;
     v[t][2] = four.z;
@@ -76,12 +78,13 @@ __device__ inline void load_full(const char* row, DType dtype, int64_t stride, f
   }
 }
 // Elements that do not exist get `absent`.
-__device__ inline void load_part(const char* row, DType dtype, int64_t stride, const Square& square, float absent,
-                                 float (&v)[4][4]) {
+__device__ inline void load_part(const char* row, DType dtype, int64_t stride, const Square& square,
+                                 float absent, float (&v)[4][4]) {
 #pragma unroll
   for (int32_t t = 0; t < 4; ++t, row += stride) {
 #pragma unroll
-    for (int32_t i = 0; i < 4; ++i) v[t][i] = square.has(t, i) ? load_element(row, dtype, i) : absent;
+    for (int32_t i = 0; i < 4; ++i)
+      v[t][i] = square.has(t, i) ? load_element(row, dtype, i) : absent;
   }
 }
 
@@ -106,7 +109,8 @@ __device__ inline uint32_t load_bytes(const char* p, int32_t count) {
 __device__ inline uint4 load_part_bytes(const char* row, int64_t stride, const Square& square) {
   uint32_t words[4];
 #pragma unroll
-  for (int32_t t = 0; t < 4; ++t, row += stride) words[t] = load_bytes(row, t < square.tokens ? square.channels : 0);
+  for (int32_t t = 0; t < 4; ++t, row += stride)
+    words[t] = load_bytes(row, t < square.tokens ? square.channels : 0);
   return {words[0], words[1], words[2], words[3]};
 }
 
@@ -114,7 +118,8 @@ template <typename T>
 __device__ inline void store_full(char* row, int64_t stride, const float (&v)[4][4]) {
 #pragma unroll
   for (int32_t t = 0; t < 4; ++t, row += stride) {
-    __stcg(reinterpret_cast<typename Four<T>::Raw*>(row), Four<T>::raw({v[t][0], v[t][1], v[t][2], v[t][3]}));
+    __stcg(reinterpret_cast<typename Four<T>::Raw*>(row),
+           Four<T>::raw({v[t][0], v[t][1], v[t][2], v[t][3]}));
   }
 }
 __device__ inline void store_full(char* row, DType dtype, int64_t stride, const float (&v)[4][4]) {

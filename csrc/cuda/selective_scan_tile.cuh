@@ -39,7 +39,9 @@ struct TileGroup {
 };
 
 // The four tokens of a channel in TileGroup::steps, in bytes from the group's start.
-__device__ inline int32_t slot_of(int32_t c) { return (c ^ (c / 8 % 4)) * static_cast<int32_t>(sizeof(float4)); }
+__device__ inline int32_t slot_of(int32_t c) {
+  return (c ^ (c / 8 % 4)) * static_cast<int32_t>(sizeof(float4));
+}
 template <typename RowT>
 __device__ inline float4& steps_at(TileGroup<RowT>* group, int32_t slot) {
   return *reinterpret_cast<float4*>(reinterpret_cast<char*>(group) + slot);
@@ -48,7 +50,7 @@ __device__ inline float4& steps_at(TileGroup<RowT>* group, int32_t slot) {
 // Where a tile lies.
 struct TilePlace {
   int64_t batch, token, c;
-  int32_t tokens;    // that exist, at most 4 * groups; 0: none
+  int32_t tokens;  // that exist, at most 4 * groups; 0: none
   int32_t groups;
   int32_t channels;  // that exist
   int32_t thread;    // 0 to 63
@@ -59,12 +61,14 @@ struct TilePlace {
 // channel would each ask for it again. A in units of log2(e).
 struct ScanScales {
   float dt_bias[kTileChannels], x_zero[kTileChannels], x_scale[kTileChannels], D[kTileChannels];
-  float readout[kTileChannels], inv_readout[kTileChannels], gate_slope[kTileChannels], inv_z[kTileChannels];
+  float readout[kTileChannels], inv_readout[kTileChannels], gate_slope[kTileChannels],
+      inv_z[kTileChannels];
   float B[kStates], C[kStates];
 };
 
 // By the first 64 threads of a block. A channel beyond the last has the scales of the first of the tile.
-__device__ inline void load_scales(const SelectiveScanParams& p, int64_t c, int32_t thread, ScanScales* scales) {
+__device__ inline void load_scales(const SelectiveScanParams& p, int64_t c, int32_t thread,
+                                   ScanScales* scales) {
   const InputScale input = load_input_scale(p, c);
   const Skip skip = load_skip(p, c);
   const Gate gate = load_gate(p, c);
@@ -83,25 +87,10 @@ __device__ inline void load_scales(const SelectiveScanParams& p, int64_t c, int3
 }
 __device__ inline float4 four_of(const float* p) { return *reinterpret_cast<const float4*>(p); }
 
-__host__ __device__ inline int64_t element_bytes(DType dtype) {
-  return dtype == DType::kI8 ? 1 : dtype == DType::kF32 ? 4 : 2;
-}
-
-// Where a thread reads or writes an operand next, and how far apart rows are, in bytes.
-struct Cursor {
-  const char* row;
-  int64_t stride;
-  __device__ Cursor() {}
-  __device__ Cursor(const void* base, DType dtype, int64_t offset, int64_t stride_token)
-      : row(static_cast<const char*>(base) + offset * element_bytes(dtype)),
-        stride(stride_token * element_bytes(dtype)) {}
-  __device__ void skip(int32_t tokens) { row += tokens * stride; }
-};
-
 // A thread's squares: one column of four channels, every fourth group, from tile to tile.
 struct ThreadColumn {
-  int32_t c, group;  // c within the tile
-  int32_t channels;  // of the four that exist
+  int32_t c, group;        // c within the tile
+  int32_t channels;        // of the four that exist
   bool in_full, out_full;  // the operands' vectors are whole and aligned
   Cursor x, dt, z, y;
 
@@ -113,10 +102,13 @@ struct ThreadColumn {
     in_full = channels >= 4 && (place.vectors & kIn) == kIn;
     out_full = channels >= 4 && (place.vectors & kOut) == kOut;
     const int64_t column = place.c + c, token = place.token + group * kGroup;
-    x = Cursor(p.x, DType::kI8, place.batch * p.x_stride_batch + token * p.x_stride_token + column, p.x_stride_token);
-    dt = Cursor(p.dt, p.dt_dtype, place.batch * p.dt_stride_batch + token * p.dt_stride_token + column,
+    x = Cursor(p.x, DType::kI8, place.batch * p.x_stride_batch + token * p.x_stride_token + column,
+               p.x_stride_token);
+    dt = Cursor(p.dt, p.dt_dtype,
+                place.batch * p.dt_stride_batch + token * p.dt_stride_token + column,
                 p.dt_stride_token);
-    z = Cursor(p.z, p.z_dtype, place.batch * p.z_stride_batch + token * p.z_stride_token + column, p.z_stride_token);
+    z = Cursor(p.z, p.z_dtype, place.batch * p.z_stride_batch + token * p.z_stride_token + column,
+               p.z_stride_token);
     const int64_t y_row = place.batch * p.seqlen + (p.reverse ? p.seqlen - 1 - token : token);
     y = Cursor(p.y, p.y_dtype, y_row * p.dim + column, p.reverse ? -p.dim : p.dim);
   }
@@ -125,15 +117,18 @@ struct ThreadColumn {
 // Step sizes after softplus, four tokens of a channel to a vector.
 template <int32_t i>
 __device__ inline float4 steps_of(const float (&dt)[4][4], float bias) {
-  return {softplus(dt[0][i] + bias), softplus(dt[1][i] + bias), softplus(dt[2][i] + bias), softplus(dt[3][i] + bias)};
+  return {softplus(dt[0][i] + bias), softplus(dt[1][i] + bias), softplus(dt[2][i] + bias),
+          softplus(dt[3][i] + bias)};
 }
 
 // dt and x: global to shared memory.
 template <typename RowT>
-__device__ inline void load_channels(const SelectiveScanParams& p, const TilePlace& place, const ScanScales& scales,
-                                     TileGroup<RowT>* tile, ThreadColumn& column) {
+__device__ inline void load_channels(const SelectiveScanParams& p, const TilePlace& place,
+                                     const ScanScales& scales, TileGroup<RowT>* tile,
+                                     ThreadColumn& column) {
   const float4 bias = four_of(scales.dt_bias + column.c);
-  const int32_t slots[4] = {slot_of(column.c), slot_of(column.c + 1), slot_of(column.c + 2), slot_of(column.c + 3)};
+  const int32_t slots[4] = {slot_of(column.c), slot_of(column.c + 1), slot_of(column.c + 2),
+                            slot_of(column.c + 3)};
   TileGroup<RowT>* group = tile + column.group;
   const TileGroup<RowT>* end = tile + place.groups;
   int32_t tokens = place.tokens - column.group * kGroup;
@@ -150,8 +145,8 @@ __device__ inline void load_channels(const SelectiveScanParams& p, const TilePla
       words = load_part_bytes(column.x.row, column.x.stride, square);
     }
     words = transposed_bytes(words);
-    *reinterpret_cast<uint4*>(group->x + column.c) = {words.x ^ kFlipSigns, words.y ^ kFlipSigns, words.z ^ kFlipSigns,
-                                                      words.w ^ kFlipSigns};
+    *reinterpret_cast<uint4*>(group->x + column.c) = {words.x ^ kFlipSigns, words.y ^ kFlipSigns,
+                                                      words.z ^ kFlipSigns, words.w ^ kFlipSigns};
     steps_at(group, slots[0]) = steps_of<0>(dt, bias.x);
     steps_at(group, slots[1]) = steps_of<1>(dt, bias.y);
     steps_at(group, slots[2]) = steps_of<2>(dt, bias.z);
@@ -163,14 +158,17 @@ __device__ inline void load_channels(const SelectiveScanParams& p, const TilePla
 }
 
 // Four neighbouring states of a token of B or C, when they lie on a vector border or not.
-__device__ inline float4 load_states(const char* p, DType dtype, bool are_words, const float4& scale) {
+__device__ inline float4 load_states(const char* p, DType dtype, bool are_words,
+                                     const float4& scale) {
   float4 v;
   if (are_words) {
     v = Four<int8_t>::floats(__ldca(reinterpret_cast<const uint32_t*>(p)));
   } else {
-    v = {load_element(p, dtype, 0), load_element(p, dtype, 1), load_element(p, dtype, 2), load_element(p, dtype, 3)};
+    v = {load_element(p, dtype, 0), load_element(p, dtype, 1), load_element(p, dtype, 2),
+         load_element(p, dtype, 3)};
   }
-  return {__fmul_rn(v.x, scale.x), __fmul_rn(v.y, scale.y), __fmul_rn(v.z, scale.z), __fmul_rn(v.w, scale.w)};
+  return {__fmul_rn(v.x, scale.x), __fmul_rn(v.y, scale.y), __fmul_rn(v.z, scale.z),
+          __fmul_rn(v.w, scale.w)};
 }
 __device__ inline uint32_t load_bytes(const char* p, bool are_words) {
   return are_words ? __ldca(reinterpret_cast<const uint32_t*>(p)) : load_bytes(p, 4);
@@ -186,26 +184,31 @@ struct ThreadRows {
   __device__ ThreadRows(const SelectiveScanParams& p, const TilePlace& place)
       : vector(place.thread % kVectors), token(place.thread / kVectors) {
     const int64_t t = place.token + token;
-    B = Cursor(p.B, p.B_dtype, place.batch * p.B_stride_batch + t * p.B_stride_token + vector * 4, p.B_stride_token);
-    C = Cursor(p.C, p.C_dtype, place.batch * p.C_stride_batch + t * p.C_stride_token + vector * 4, p.C_stride_token);
+    B = Cursor(p.B, p.B_dtype, place.batch * p.B_stride_batch + t * p.B_stride_token + vector * 4,
+               p.B_stride_token);
+    C = Cursor(p.C, p.C_dtype, place.batch * p.C_stride_batch + t * p.C_stride_token + vector * 4,
+               p.C_stride_token);
   }
 };
 
 // B and C: global to shared memory.
 template <typename RowT>
-__device__ inline void load_state_rows(const SelectiveScanParams& p, const TilePlace& place, const ScanScales& scales,
-                                       TileGroup<RowT>* tile, ThreadRows& rows) {
+__device__ inline void load_state_rows(const SelectiveScanParams& p, const TilePlace& place,
+                                       const ScanScales& scales, TileGroup<RowT>* tile,
+                                       ThreadRows& rows) {
   constexpr bool kFloatC = std::is_same_v<RowT, FloatRow>;
   using PartOfC = std::conditional_t<kFloatC, float4, uint32_t>;
   constexpr int64_t kGroups = ThreadRows::kTokens / kGroup;
   constexpr int64_t kStep = kGroups * sizeof(TileGroup<RowT>);
-  const float4 B_scale = four_of(scales.B + rows.vector * 4), C_scale = four_of(scales.C + rows.vector * 4);
+  const float4 B_scale = four_of(scales.B + rows.vector * 4),
+               C_scale = four_of(scales.C + rows.vector * 4);
   const bool B_are_words = p.B_dtype == DType::kI8 && (place.vectors & kVectorB) != 0;
   const bool C_are_words = p.C_dtype == DType::kI8 && (place.vectors & kVectorC) != 0;
   TileGroup<RowT>& group = tile[rows.token / kGroup];
   float4* B = group.B[rows.token % kGroup].four + rows.vector;
   PartOfC* C = reinterpret_cast<PartOfC*>(group.C + rows.token % kGroup) + rows.vector;
-  int32_t tokens = place.groups * kGroup - rows.token;  // of the tile, and how many of them do not exist
+  int32_t tokens =
+      place.groups * kGroup - rows.token;  // of the tile, and how many of them do not exist
   const int32_t beyond = place.groups * kGroup - place.tokens;
   for (; tokens > beyond; tokens -= ThreadRows::kTokens) {
     *B = load_states(rows.B.row, p.B_dtype, B_are_words, B_scale);
@@ -229,14 +232,19 @@ __device__ inline void load_state_rows(const SelectiveScanParams& p, const TileP
 
 // y, through the gate: shared to global memory.
 template <typename RowT>
-__device__ inline void store_channels(const SelectiveScanParams& p, const TilePlace& place, const ScanScales& scales,
-                                      TileGroup<RowT>* tile, ThreadColumn& column) {
+__device__ inline void store_channels(const SelectiveScanParams& p, const TilePlace& place,
+                                      const ScanScales& scales, TileGroup<RowT>* tile,
+                                      ThreadColumn& column) {
   if (column.channels <= 0) return;
-  const float4 slope = four_of(scales.gate_slope + column.c), inv_z = four_of(scales.inv_z + column.c);
-  const Gate gate[4] = {{slope.x, inv_z.x}, {slope.y, inv_z.y}, {slope.z, inv_z.z}, {slope.w, inv_z.w}};
-  const int32_t slots[4] = {slot_of(column.c), slot_of(column.c + 1), slot_of(column.c + 2), slot_of(column.c + 3)};
+  const float4 slope = four_of(scales.gate_slope + column.c),
+               inv_z = four_of(scales.inv_z + column.c);
+  const Gate gate[4] = {
+      {slope.x, inv_z.x}, {slope.y, inv_z.y}, {slope.z, inv_z.z}, {slope.w, inv_z.w}};
+  const int32_t slots[4] = {slot_of(column.c), slot_of(column.c + 1), slot_of(column.c + 2),
+                            slot_of(column.c + 3)};
   TileGroup<RowT>* group = tile + column.group;
-  for (int32_t tokens = place.tokens - column.group * kGroup; tokens > 0; tokens -= kGroupsAtOnce * kGroup) {
+  for (int32_t tokens = place.tokens - column.group * kGroup; tokens > 0;
+       tokens -= kGroupsAtOnce * kGroup) {
     const bool is_full = column.out_full && tokens >= kGroup;
     const Square square{tokens, column.channels};
     float y[4][4];

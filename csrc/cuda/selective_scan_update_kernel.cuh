@@ -19,17 +19,21 @@ struct UpdateRows {
 
 // B and C of one sequence to shared memory.
 template <Readout kReadout>
-__device__ inline void load_update_rows(const SelectiveScanParams& p, int64_t batch, UpdateRows<kReadout>* rows) {
+__device__ inline void load_update_rows(const SelectiveScanParams& p, int64_t batch,
+                                        UpdateRows<kReadout>* rows) {
   const int32_t thread = static_cast<int32_t>(threadIdx.x), n = thread % kStates;
   if (thread < kStates) {
     const float B = load_element(p.B, p.B_dtype, batch * p.B_stride_batch + n);
-    reinterpret_cast<float*>(&rows->B)[n] = __fmul_rn(B, p.B_scale == nullptr ? 1.0f : p.B_scale[n]);
+    reinterpret_cast<float*>(&rows->B)[n] =
+        __fmul_rn(B, p.B_scale == nullptr ? 1.0f : p.B_scale[n]);
   } else if (thread < 2 * kStates) {
     if constexpr (kReadout == Readout::kFloat) {
       const float C = load_element(p.C, p.C_dtype, batch * p.C_stride_batch + n);
-      reinterpret_cast<float*>(&rows->C)[n] = __fmul_rn(C, p.C_scale == nullptr ? 1.0f : *p.C_scale);
+      reinterpret_cast<float*>(&rows->C)[n] =
+          __fmul_rn(C, p.C_scale == nullptr ? 1.0f : *p.C_scale);
     } else {
-      reinterpret_cast<int8_t*>(&rows->C)[n] = static_cast<const int8_t*>(p.C)[batch * p.C_stride_batch + n];
+      reinterpret_cast<int8_t*>(&rows->C)[n] =
+          static_cast<const int8_t*>(p.C)[batch * p.C_stride_batch + n];
     }
   }
 }
@@ -47,19 +51,21 @@ __global__ void __launch_bounds__(kUpdateThreads)
   const Skip skip = load_skip(p, column);
   const Gate gate = load_gate(p, column);
   float A[kStates];
+  load_state(p.A + column, p.dim, A);
 #pragma unroll
-  for (int32_t n = 0; n < kStates; ++n) A[n] = p.A[n * p.dim + column] * kLog2E;
+  for (int32_t n = 0; n < kStates; ++n) A[n] *= kLog2E;
 
   const int64_t first = blockIdx.x / tiles * sequences_per_block;
   const int64_t end = min(first + sequences_per_block, p.batch);
   for (int64_t batch = first; batch < end; ++batch) {
     const int64_t state = batch * kStates * p.dim + column;
     float h[kStates];
-#pragma unroll
-    for (int32_t n = 0; n < kStates; ++n) h[n] = p.initial_state == nullptr ? 0.0f : p.initial_state[state + n * p.dim];
-    const float dt = softplus(load_element(p.dt, p.dt_dtype, batch * p.dt_stride_batch + column) + bias);
+    load_initial_state(p, state, h);
+    const float dt =
+        softplus(load_element(p.dt, p.dt_dtype, batch * p.dt_stride_batch + column) + bias);
     const float x_f = input(to_float(p.x[batch * p.x_stride_batch + column]));
-    const float z = p.z == nullptr ? 0.0f : load_element(p.z, p.z_dtype, batch * p.z_stride_batch + column);
+    const float z =
+        p.z == nullptr ? 0.0f : load_element(p.z, p.z_dtype, batch * p.z_stride_batch + column);
     __syncthreads();
     load_update_rows(p, batch, &rows);
     __syncthreads();
@@ -68,8 +74,7 @@ __global__ void __launch_bounds__(kUpdateThreads)
     if (p.z != nullptr) y = gate.apply(y, z);
     if (!exists) continue;
     store_element(p.y, p.y_dtype, batch * p.dim + c, y);
-#pragma unroll
-    for (int32_t n = 0; n < kStates; ++n) p.final_state[state + n * p.dim] = h[n];
+    store_state(p.final_state + state, p.dim, h);
   }
 }
 

@@ -29,7 +29,6 @@ __device__ inline float rcp_approx(float x) {
 __device__ inline float sigmoid(float x) { return rcp_approx(1.0f + exp2_approx(x * -kLog2E)); }
 __device__ inline float silu(float x) { return x * sigmoid(x); }
 
-
 // log(1 + e^x) = max(x, 0) + log1p(e^-|x|), at most 2^-21 plus what rounding x log2(e) does (|x| 2^-24); a
 // small result keeps its relative precision, a large x comes back as it is.
 // log1p(e) = e p(e) on [0, 1], p of degree 7 with relative error 2e-7 (least squares, reweighted).
