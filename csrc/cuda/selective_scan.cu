@@ -120,7 +120,7 @@ Status launch_update(const SelectiveScanParams& p, Stream stream) {
 template <int32_t kPerLane>
 Status launch_any(const SelectiveScanParams& p, Stream stream) {
   int32_t lanes = 1;
-  while (lanes < kWarpSize && lanes < p.dstate) lanes *= 2;
+  while (lanes * kPerLane < p.dstate) lanes *= 2;
   const int64_t blocks = ceil_div(p.batch * p.dim * lanes, kAnyThreads);
   if (blocks > kMaxGrid) return Status::unsupported("expected at most 2^31 - 1 blocks of channels");
   scan_any_kernel<kPerLane>
@@ -191,9 +191,10 @@ Status selective_scan(const SelectiveScanParams& params, Stream stream) {
   if (p.seqlen == 0) return copy_state(p, stream);
   if (p.reverse) reverse_inputs(&p);
   if (p.dstate != kStates) {
-    if (p.dstate <= kWarpSize) return launch_any<1>(p, stream);
-    if (p.dstate <= 2 * kWarpSize) return launch_any<2>(p, stream);
-    return p.dstate <= 4 * kWarpSize ? launch_any<4>(p, stream) : launch_any<8>(p, stream);
+    // Eight states a lane where there are so many, up to 32 lanes.
+    if (p.dstate == 1) return launch_any<1>(p, stream);
+    if (p.dstate == 2) return launch_any<2>(p, stream);
+    return p.dstate <= 4 ? launch_any<4>(p, stream) : launch_any<8>(p, stream);
   }
   switch (readout_of(p)) {
     case Readout::kFloat:

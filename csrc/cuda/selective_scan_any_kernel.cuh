@@ -1,9 +1,9 @@
 // selective_scan for any dstate from 1 to 256, in sequence; serves the update too.
 //
 // `lanes` neighbouring lanes (a power of two, up to 32) share one channel: lane l holds the states l,
-// l + lanes, ... up to kPerLane of them; states that do not exist stay 0. Sums over the states are
-// butterflies over the lanes, so is the upper part of the rotation. Bound: instructions; what is done once
-// per (token, channel) is done by each lane here, and loads reach one channel in `lanes`.
+// l + lanes, ..., kPerLane of them; states that do not exist stay 0. Sums over the states are butterflies
+// over the lanes, so is the part of the rotation that crosses them. Bound: instructions; what is done once
+// per (token, channel) is done by each lane of a channel here, and loads are of single elements.
 #pragma once
 
 #include "cuda/common/reduce.cuh"

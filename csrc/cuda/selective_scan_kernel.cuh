@@ -10,7 +10,7 @@
 //   Blocks take their places by a ticket, so that whoever waits, waits for one that runs already.
 //
 // Bound: instructions, and 2^x within them: per (token, channel, state) 5 to 12 and what they share
-// (docs/design/0009 has the counts), pass 1 4.5 more. Bytes, per (token, channel): dt, x, z and y once,
+// (docs/design/0009 has the counts), pass 1 4.7 more. Bytes, per (token, channel): dt, x, z and y once,
 // B and C once for 64 channels (1/2), A, scales and states once for a block of 256 tokens (220/256).
 #pragma once
 

@@ -57,6 +57,7 @@ __global__ void __launch_bounds__(kUpdateThreads)
 
   const int64_t first = blockIdx.x / tiles * sequences_per_block;
   const int64_t end = min(first + sequences_per_block, p.batch);
+#pragma unroll 1
   for (int64_t batch = first; batch < end; ++batch) {
     const int64_t state = batch * kStates * p.dim + column;
     float h[kStates];
