@@ -135,7 +135,7 @@ __device__ inline void join_chunks(const SelectiveScanParams& p, const ScanPlan&
   const int64_t link = sequence * plan.blocks + block;
   if (block > 0) {
     if (threadIdx.x == 0) {
-      while (load_acquire(chain.flags + link - 1) == 0) __nanosleep(100);
+      while (load_acquire(chain.flags + link - 1) == 0) __nanosleep(40);
     }
     __syncthreads();
   }
