@@ -65,6 +65,12 @@ struct ScanChannel {
   float inv_readout_scale;
 };
 
+__device__ inline void load_A(const SelectiveScanParams& p, const TilePlace& place,
+                              ScanChannel& channel) {
+  load_state(p.A + place.c + (channel.exists ? channel.c : 0), p.dim, channel.A);
+#pragma unroll
+  for (int32_t n = 0; n < kStates; ++n) channel.A[n] *= kLog2E;
+}
 __device__ inline void take_scales(const ScanScales& scales, ScanChannel& channel) {
   const int32_t c = channel.c;
   channel.input = {scales.x_zero[c], scales.x_scale[c]};
@@ -106,64 +112,79 @@ __device__ inline void decay_onto(const float (&A)[kStates], float steps, const 
   for (int32_t n = 0; n < kStates; ++n) rows[n] = fmaf(exp2_approx(steps * A[n]), h[n], rows[n]);
 }
 
-// From the states that each chunk ends with when it starts from 0 (channel.h, after `steps` in all) to
-// those that it starts with.
-template <int32_t kChunks>
-__device__ inline void join_chunks(const SelectiveScanParams& p, const ScanPlan& plan,
-                                   const ScanChain& chain, int64_t sequence, int64_t block,
-                                   int32_t chunk, float steps, CarrySlots* carry,
-                                   ScanChannel& channel) {
-  const int32_t c = channel.c;
-  float before[kStates];  // what the earlier chunks of the block leave
-  float steps_before = 0.0f;
+__device__ inline void put_state(const float (&h)[kStates], int32_t c, CarrySlots* carry) {
 #pragma unroll
-  for (int32_t n = 0; n < kStates; ++n) before[n] = 0.0f;
+  for (int32_t n = 0; n < kStates; ++n) carry->state[n][c] = h[n];
+}
+__device__ inline void take_state(const CarrySlots& carry, int32_t c, float (&h)[kStates]) {
+#pragma unroll
+  for (int32_t n = 0; n < kStates; ++n) h[n] = carry.state[n][c];
+}
+
+// What a thread knows of a block that starts from state 0: the states before its chunk and the sum of the
+// steps up to there; channel.h and `steps_after` count the chunk too.
+struct BlockPrefix {
+  float before[kStates];
+  float steps_before, steps_after;
+};
+
+// channel.h: the states that the chunk ends with when it starts from 0, after `steps` in all.
+template <int32_t kChunks>
+__device__ inline BlockPrefix join_chunks(int32_t chunk, float steps, CarrySlots* carry,
+                                          ScanChannel& channel) {
+  BlockPrefix prefix;
+#pragma unroll
+  for (int32_t n = 0; n < kStates; ++n) prefix.before[n] = 0.0f;
+  prefix.steps_before = 0.0f;
   for (int32_t k = 0; k < kChunks; ++k) {
     if (k == chunk) {
       if (k > 0) {
-        steps_before = carry->steps[c];
-#pragma unroll
-        for (int32_t n = 0; n < kStates; ++n) before[n] = carry->state[n][c];
+        take_state(*carry, channel.c, prefix.before);
+        prefix.steps_before = carry->steps[channel.c];
       }
-      decay_onto(channel.A, steps, before, channel.h);
-      carry->steps[c] = steps_before + steps;
-#pragma unroll
-      for (int32_t n = 0; n < kStates; ++n) carry->state[n][c] = channel.h[n];
+      prefix.steps_after = prefix.steps_before + steps;
+      decay_onto(channel.A, steps, prefix.before, channel.h);
+      put_state(channel.h, channel.c, carry);
+      carry->steps[channel.c] = prefix.steps_after;
     }
     __syncthreads();
   }
+  return prefix;
+}
+
+// The chain: waits for the states that the block before ends with, passes on those of this block, and leaves
+// what it starts with in shared memory. The last chunk's threads hold what the block adds.
+template <int32_t kChunks>
+__device__ inline void link_blocks(const SelectiveScanParams& p, const ScanPlan& plan,
+                                   const ScanChain& chain, int64_t sequence, int64_t block,
+                                   int32_t chunk, const BlockPrefix& prefix, CarrySlots* carry,
+                                   ScanChannel& channel) {
   const int64_t link = sequence * plan.blocks + block;
+  const bool is_last = block + 1 == plan.blocks;
   if (block > 0) {
     if (threadIdx.x == 0) {
       while (load_acquire(chain.flags + link - 1) == 0) __nanosleep(40);
     }
     __syncthreads();
   }
-  float start[kStates];
   if (chunk == kChunks - 1) {
+    float start[kStates];
     if (block > 0) {
-      load_state(chain.states + (link - 1) * kTileStates + c, kTileChannels, start);
+      load_state(chain.states + (link - 1) * kTileStates + channel.c, kTileChannels, start);
     } else {
       load_initial_state(p, channel.state_offset, start);
     }
-    if (block + 1 < plan.blocks) {
-      decay_onto(channel.A, steps_before + steps, start, channel.h);
-      store_state(chain.states + link * kTileStates + c, kTileChannels, channel.h);
+    put_state(start, channel.c, carry);
+    if (!is_last) {
+      decay_onto(channel.A, prefix.steps_after, start, channel.h);
+      store_state(chain.states + link * kTileStates + channel.c, kTileChannels, channel.h);
     }
-#pragma unroll
-    for (int32_t n = 0; n < kStates; ++n) carry->state[n][c] = start[n];
   }
   __syncthreads();
-  if (threadIdx.x == 0 && block + 1 < plan.blocks) {
+  if (threadIdx.x == 0 && !is_last) {
     __threadfence();
     store_release(chain.flags + link, 1);
   }
-#pragma unroll
-  for (int32_t n = 0; n < kStates; ++n) {
-    start[n] = carry->state[n][c];
-    channel.h[n] = before[n];
-  }
-  decay_onto(channel.A, steps_before, start, channel.h);
 }
 
 // The first blocks of all sequences come first.
@@ -184,30 +205,33 @@ __device__ inline void scan_chunks(const SelectiveScanParams& p, const ScanPlan&
                                    ScanChannel& channel) {
   const int32_t chunk = static_cast<int32_t>(threadIdx.x) / kTileChannels;
   if (chunk == 0) {
-    load_state(p.A + place.c + (channel.exists ? channel.c : 0), p.dim, channel.A);
-#pragma unroll
-    for (int32_t n = 0; n < kStates; ++n) carry->state[n][channel.c] = channel.A[n] * kLog2E;
+    load_A(p, place, channel);
+    put_state(channel.A, channel.c, carry);
   }
   __syncthreads();
   take_scales(scales, channel);
-  const int64_t start = (block * kChunks + chunk) * plan.chunk_tokens;
-  const int64_t left = p.seqlen - start;
-  place.token = start;
+  place.token = (block * kChunks + chunk) * plan.chunk_tokens;
+  const int64_t left = p.seqlen - place.token;
   place.tokens =
       static_cast<int32_t>(max(min(left, static_cast<int64_t>(plan.chunk_tokens)), int64_t{0}));
   ThreadColumn column(p, place);
   ThreadRows rows(p, place);
   load_channels(p, place, scales, tile, column);
   load_state_rows(p, place, scales, tile, rows);
+  take_state(*carry, channel.c, channel.A);
 #pragma unroll
-  for (int32_t n = 0; n < kStates; ++n) {
-    channel.A[n] = carry->state[n][channel.c];
-    channel.h[n] = 0.0f;
-  }
+  for (int32_t n = 0; n < kStates; ++n) channel.h[n] = 0.0f;
   __syncthreads();
   const int32_t groups = (place.tokens + kGroup - 1) / kGroup;
   const float steps = scan_tile<kReadout, false>(tile, groups, channel);
-  join_chunks<kChunks>(p, plan, chain, sequence, block, chunk, steps, carry, channel);
+  const BlockPrefix prefix = join_chunks<kChunks>(chunk, steps, carry, channel);
+  link_blocks<kChunks>(p, plan, chain, sequence, block, chunk, prefix, carry, channel);
+  // The states that this chunk starts with, and the scan proper.
+  float start[kStates];
+  take_state(*carry, channel.c, start);
+#pragma unroll
+  for (int32_t n = 0; n < kStates; ++n) channel.h[n] = prefix.before[n];
+  decay_onto(channel.A, prefix.steps_before, start, channel.h);
   scan_tile<kReadout, true>(tile, groups, channel);
   __syncthreads();
   store_channels(p, place, scales, tile, column);
@@ -221,9 +245,7 @@ template <Readout kReadout>
 __device__ inline void scan_sequence(const SelectiveScanParams& p, const ScanPlan& plan,
                                      const ScanScales& scales, TilePlace place,
                                      ScanGroup<kReadout>* tile, ScanChannel& channel) {
-  load_state(p.A + place.c + (channel.exists ? channel.c : 0), p.dim, channel.A);
-#pragma unroll
-  for (int32_t n = 0; n < kStates; ++n) channel.A[n] *= kLog2E;
+  load_A(p, place, channel);
   load_initial_state(p, channel.state_offset, channel.h);
   __syncthreads();
   take_scales(scales, channel);
