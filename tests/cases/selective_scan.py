@@ -119,6 +119,8 @@ def _table():
             f"chunk{chunk_size}-dstate4", seqlen=70, dstate=4, chunk_size=chunk_size, reverse=True
         )
     yield ScanCase("automatic-chunks", batch=1, seqlen=400, dim=5, chunk_size=0)
+    # Several blocks in both directions where a block takes 64 channels and 256 tokens.
+    yield ScanCase("automatic-blocks", seqlen=600, dim=130, chunk_size=0)
     yield ScanCase("plain", optional=False, z_dtype=None, state=False)
     yield ScanCase("view", view=True, seqlen=70, dim=40)
     yield ScanCase("view-reverse", view=True, seqlen=70, dim=40, reverse=True)

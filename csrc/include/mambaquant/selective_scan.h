@@ -62,9 +62,11 @@ Status selective_scan(const SelectiveScanParams& p, const Threads& threads);
 }  // namespace cpu
 
 namespace cuda {
-// The chunk_size that serves `p` on the current device: the whole sequence where channels fill it.
+// The chunk_size that serves `p` on the current device: the whole sequence where channels fill it, else what
+// a block can stage, up to 64 tokens. A larger one below seqlen counts as that; dstate other than 16 is
+// always scanned in sequence.
 int64_t selective_scan_chunk_size(const SelectiveScanParams& p);
-// 0 where one chunk holds the sequence.
+// 0 where one block holds the sequence (in one chunk, or four).
 int64_t selective_scan_workspace_bytes(const SelectiveScanParams& p);
 Status selective_scan(const SelectiveScanParams& p, Stream stream);
 }  // namespace cuda

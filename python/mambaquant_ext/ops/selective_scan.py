@@ -50,7 +50,10 @@ def selective_scan(
     own inputs, and a sequence split anywhere, its state handed on, gives the bits of the whole.
     Chunks change the order of float operations: results then differ by rounding, and with
     readout_scale a rounding of qh may fall the other way. The automatic choice depends on the
-    number of threads: it takes chunks only where batch * ceil(dim / 16) is at most half of them.
+    machine. A CPU takes chunks only where batch * ceil(dim / 16) is at most half of its threads, a
+    GPU only where dstate is 16 and batch * ceil(dim / 64) is below twice its multiprocessors; its
+    chunks hold 64 tokens at most (fewer where its shared memory is small), a larger chunk_size
+    below seqlen counts as that, and another dstate is always scanned in sequence.
 
     Args:
         x: (batch, seqlen, dim), int8. As for dt, B, C and z, the last dimension is contiguous and
