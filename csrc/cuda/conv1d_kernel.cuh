@@ -124,8 +124,8 @@ __device__ inline uint32_t convolve(const Window<kVec>& window, const ChannelPar
 #pragma unroll
   for (int32_t i = 0; i < kVec; ++i) {
     const int32_t bits = __dp4a(static_cast<int32_t>(window.words[i]),
-                                static_cast<int32_t>(c.taps[i]), __float_as_int(kRoundShift));
-    const float acc = __int_as_float(bits) - kRoundShift;  // |acc| < 2^17: exact
+                                static_cast<int32_t>(c.taps[i]), __float_as_int(kRounder));
+    const float acc = __int_as_float(bits) - kRounder;  // |acc| < 2^17: exact
     const float y = silu(fmaf(acc, c.scale[i], c.bias[i]));
     q[i] = quantize_clamped(y, c.inv_out_scale[i], c.zero_point[i], qmin);
   }

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <ATen/Parallel.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/util/Exception.h>
 #include <c10/util/FunctionRef.h>
 #include <c10/util/SmallVector.h>
@@ -60,11 +61,14 @@ inline constexpr bool kHasCuda = false;
 inline constexpr bool runs_on_cuda(const Tensor&) { return false; }
 #endif
 
-// What `cpu` or `cuda` returns, by where the kernels for x run.
+// What `cpu` or `cuda` returns, by where the kernels for x run; `cuda` is called with x's device current.
 template <typename Cpu, typename Cuda>
 auto by_backend(const Tensor& x, const Cpu& cpu, const Cuda& cuda) {
   if constexpr (kHasCuda) {
-    if (runs_on_cuda(x)) return cuda();
+    if (runs_on_cuda(x)) {
+      const c10::DeviceGuard guard(x.device());
+      return cuda();
+    }
   }
   return cpu();
 }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cuda/common/bytes.cuh"
 #include "mambaquant/types.h"
 
 namespace mambaquant::cuda {
@@ -11,19 +12,15 @@ namespace mambaquant::cuda {
 // 1 / scale, correctly rounded.
 __device__ inline float inverse(float scale) { return __frcp_rn(scale); }
 
-// 1.5 * 2^23. v + kRoundShift is kRoundShift + rne(v) for |v| <= 2^22: neighbouring floats are 1 apart
-// there, and the low byte of the sum is that of the integer. An addition at full rate takes the place of
-// a conversion at a quarter of it. Larger v stay larger than every bound that follows.
-inline constexpr float kRoundShift = 12582912.0f;
-
-// The low byte of a sum with kRoundShift, clamped. NaN gives 127, like +inf: fminf returns its other operand.
+// A sum with kRounder (NOTE(shifted-integers)), clamped; its low byte is q. Larger sums are beyond the bounds.
+// NaN gives 127, like +inf: fminf returns its other operand.
 __device__ inline uint32_t clamp_shifted(float q, float qmin) {
-  const float at_most = fminf(q, kRoundShift + static_cast<float>(kQMax));
-  return __float_as_uint(fmaxf(at_most, kRoundShift + qmin));
+  const float at_most = fminf(q, kRounder + static_cast<float>(kQMax));
+  return __float_as_uint(fmaxf(at_most, kRounder + qmin));
 }
 // An integer whose lowest byte is q.
 __device__ inline uint32_t quantize_symmetric_bits(float x, float inv_scale) {
-  const float q = __fadd_rn(__fmul_rn(x, inv_scale), kRoundShift);
+  const float q = __fadd_rn(__fmul_rn(x, inv_scale), kRounder);
   return clamp_shifted(q, static_cast<float>(kQMinSymmetric));
 }
 __device__ inline int8_t quantize_symmetric(float x, float inv_scale) {
@@ -31,7 +28,7 @@ __device__ inline int8_t quantize_symmetric(float x, float inv_scale) {
 }
 // Exact for |zero_point| <= 2^22.
 __device__ inline int8_t quantize_clamped(float x, float inv_scale, float zero_point, float qmin) {
-  const float q = __fadd_rn(__fmul_rn(x, inv_scale), kRoundShift);
+  const float q = __fadd_rn(__fmul_rn(x, inv_scale), kRounder);
   return static_cast<int8_t>(clamp_shifted(__fadd_rn(q, zero_point), qmin));
 }
 __device__ inline int8_t quantize_asymmetric(float x, float inv_scale, float zero_point) {
