@@ -61,7 +61,7 @@ template <int32_t kRowTiles>
 Status launch_small(const AlignedOperands& p, const GemmEpilogueParams& epilogue, Stream stream) {
   using T = SmallGemmTraits;
   const int64_t blocks = ceil_div(p.n, T::kColumns) * ceil_div(p.m, kRowTiles * T::kRowTile);
-  if (blocks > INT32_MAX) return Status::unsupported("expected fewer than 2^31 blocks of 16 rows");
+  if (blocks > INT32_MAX) return Status::unsupported("expected fewer than 2^31 blocks");
   const int32_t threads = small_gemm_warps(p.k) * kWarpSize;
   gemm_small_kernel<kRowTiles>
       <<<static_cast<uint32_t>(blocks), threads, 0, to_cuda(stream)>>>(p, epilogue);
@@ -124,6 +124,7 @@ Status run(const GemmOperands& given, GemmEpilogueParams epilogue, Stream stream
     case GemmPath::kSm90:
       return launch_gemm_sm90(p, epilogue, stream);
     default:
+      static_assert(kMaxGemvRows == 2 * SmallGemmTraits::kRowTile, "which a block takes at once");
       return p.m <= SmallGemmTraits::kRowTile ? launch_small<1>(p, epilogue, stream)
                                               : launch_small<2>(p, epilogue, stream);
   }

@@ -10,8 +10,6 @@ namespace mambaquant::cuda {
 
 namespace {
 
-// Rows of a up to which the weight's bytes are the bound and the small kernel runs: two of its row tiles.
-constexpr int64_t kMaxGemvRows = 16;
 // Indices within a tile reach this far beyond the last row.
 constexpr int64_t kMaxTiledSize = INT32_MAX - 256;
 constexpr int32_t kMaxSplits = 8;

@@ -6,6 +6,9 @@
 
 namespace mambaquant::cuda {
 
+// Rows of a up to which reading the weight is the bound and gemm_small_kernel.cuh (kGemv) runs.
+inline constexpr int64_t kMaxGemvRows = 16;
+
 // Parts of the workspace start at multiples of this.
 inline constexpr int64_t kGemmWorkspaceAlignment = 256;
 

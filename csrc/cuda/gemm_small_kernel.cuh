@@ -19,8 +19,7 @@ namespace mambaquant::cuda {
 struct SmallGemmTraits {
   static constexpr int32_t kColumns = 16;  // weight rows of a block
   static constexpr int32_t kRowTile = 8;   // rows of a in one product
-  static constexpr int32_t kMaxRowTiles = 2;
-  static constexpr int32_t kChunk = 64;  // bytes of K that a warp reads of a row at once
+  static constexpr int32_t kChunk = 64;    // bytes of K that a warp reads of a row at once
   static constexpr int32_t kUnroll = 4;
   static constexpr int32_t kMaxWarps = 8;
   static constexpr int32_t kMaxThreads = kMaxWarps * kWarpSize;

@@ -9,8 +9,8 @@ namespace mambaquant::cuda {
 struct GemmTileParams {
   AlignedOperands operands;
   GemmEpilogueParams epilogue;
-  // K is cut into `splits` parts of depth_per_split, a block each; the last one to arrive at a tile adds
-  // them up. Unused with one.
+  // K is cut into `splits` parts of depth_per_split, a block each. With more than one, the last block to arrive
+  // at a tile adds them up.
   int32_t splits = 1;
   int32_t depth_per_split = 0;
   int32_t* partials = nullptr;   // (tiles, splits, rows * columns of a tile)

@@ -43,11 +43,7 @@ __device__ inline GemmTilePlace find_tile(const GemmTileParams& p) {
   place.row = (band * kBandTiles + in_band % band_rows) * kShape.rows;
   place.column = in_band / band_rows * kShape.columns;
   place.first_depth = place.split * p.depth_per_split;
-  const auto k = static_cast<int32_t>(p.operands.k);
-  place.end_depth = p.splits == 1 ? k
-                    : k - place.first_depth < p.depth_per_split
-                        ? k
-                        : place.first_depth + p.depth_per_split;
+  place.end_depth = min(place.first_depth + p.depth_per_split, static_cast<int32_t>(p.operands.k));
   return place;
 }
 
@@ -94,7 +90,8 @@ __device__ inline bool gather_splits(const GemmTileParams& p, const GemmTilePlac
 }
 
 template <int32_t kTile>
-__global__ void __launch_bounds__(kGemmTiles[kTile].multiplying_threads())
+__global__ void __launch_bounds__(kGemmTiles[kTile].multiplying_threads(),
+                                  kGemmTiles[kTile].blocks_per_sm)
     gemm_tile_kernel(const __grid_constant__ GemmTileParams p) {
   using Product = GemmTileProduct<kTile>;
   extern __shared__ __align__(16) int8_t gemm_tile_shared[];

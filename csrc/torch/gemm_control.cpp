@@ -60,13 +60,15 @@ GemmPlanFacts plan_gemm(int64_t m, int64_t n, int64_t k) {
 std::vector<std::pair<std::string, std::map<std::string, int64_t>>> gemm_tiles() {
   std::vector<std::pair<std::string, std::map<std::string, int64_t>>> tiles;
   const auto add = [&](const GemmTile& tile, int64_t threads, int64_t shared_bytes) {
-    tiles.emplace_back(tile.name, std::map<std::string, int64_t>{{"rows", tile.rows},
-                                                                 {"columns", tile.columns},
-                                                                 {"depth", tile.depth},
-                                                                 {"stages", tile.stages},
-                                                                 {"threads", threads},
-                                                                 {"shared_bytes", shared_bytes},
-                                                                 {"can_split", tile.can_split}});
+    tiles.emplace_back(tile.name,
+                       std::map<std::string, int64_t>{{"rows", tile.rows},
+                                                      {"columns", tile.columns},
+                                                      {"depth", tile.depth},
+                                                      {"stages", tile.stages},
+                                                      {"threads", threads},
+                                                      {"shared_bytes", shared_bytes},
+                                                      {"can_split", tile.can_split},
+                                                      {"blocks_per_sm", tile.blocks_per_sm}});
   };
   for (const GemmTile& tile : cuda::kGemmTiles) {
     add(tile, tile.multiplying_threads(), tile.operand_bytes());

@@ -13,7 +13,8 @@ namespace mambaquant::binding {
 // cost). For the whole process, until "auto". Throws std::invalid_argument on what cannot be done here.
 void force_gemm_path(const std::string& name, int64_t splits);
 
-// Every tile by name: rows, columns, depth, stages, threads, shared memory of the operands.
+// Every tile by name: rows, columns, depth, stages, threads, shared_bytes, can_split, and how many blocks fit
+// an SM at least.
 std::vector<std::pair<std::string, std::map<std::string, int64_t>>> gemm_tiles();
 
 // What the current device would run for contiguous operands: the name of the path or tile, the splits of K and

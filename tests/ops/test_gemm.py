@@ -265,6 +265,19 @@ def test_a_kernel_that_cannot_be_forced_is_named(name, splits, message, ops):
 
 
 @on_cuda
+def test_a_k_whose_sums_could_overflow_is_refused(ops):
+    layout = ops.pack_gemm_weight(W)[1]
+    with pytest.raises(NotImplementedError, match="K of at most 131072"):
+        ops.pack_gemm_weight(deep(131073))
+    with pytest.raises(NotImplementedError, match="K of at most 131072"):
+        ops.gemm(deep(131073), deep(32 * 131088)[0], layout, 1)
+    with pytest.raises(NotImplementedError, match="K of at most 65536 with acc_offset"):
+        ops.gemm_dequantize(
+            deep(65537), deep(32 * 65552)[0], layout, ONE, ONE, torch.ones(1, dtype=torch.int32)
+        )
+
+
+@on_cuda
 def test_a_packing_between_vectors_is_refused(ops, generator):
     packed, layout = ops.pack_gemm_weight(inputs.int8((32, 64), generator))
     shifted = torch.cat([packed[:1], packed])[1:]
