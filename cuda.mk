@@ -28,13 +28,16 @@ test-sim: $(STAMP_SIM) ## the tests of operators and blocks on the CUDA kernels,
 	  && echo "the simulator's own tests passed"
 	PYTHONPATH=$(SIM_DIR)/python CUDASIM_THREADS=1 $(ONE_THREAD) $(RUN) -m pytest -q -n $(WORKERS) -m "not slow" -k cudasim \
 	  tests/ops tests/stages/test_cuda.py
+	@echo "the same products as an A100, which has no wgmma"
+	PYTHONPATH=$(SIM_DIR)/python CUDASIM_THREADS=1 CUDASIM_DEVICE=a100 $(ONE_THREAD) $(RUN) -m pytest -q -n $(WORKERS) \
+	  -m "not slow" -k cudasim tests/ops/test_gemm.py
 
 cuda-link: $(STAMP_LINK) ## compile and link the extension with a CUDA build of torch
 	@$(RUN) scripts/check_link.py $(LINK_DIR)/_C.*.so $(addprefix $(TORCH_CUDA_DIR)/torch/lib/lib, \
 	  c10.so c10_cuda.so torch_cpu.so torch_cuda.so gomp.so.1)
 
 bench-sim: $(STAMP_SIM) $(STAMP_KERNELS) ## count bytes, conflicts, instructions and registers of the CUDA kernels
-	PYTHONPATH=$(SIM_DIR)/python $(ONE_THREAD) $(RUN) -m bench.sim --build-dir $(KERNELS_DIR)
+	PYTHONPATH=$(SIM_DIR)/python CUDASIM_THREADS=1 $(ONE_THREAD) $(RUN) -m bench.sim --build-dir $(KERNELS_DIR)
 
 $(STAMP_TOOLKIT): $(STAMP_TOOLS) requirements/cuda.txt
 	@if ! $(RUN) scripts/cuda_toolchain.py > /dev/null 2>&1; then \

@@ -25,6 +25,11 @@ DEVICES = ("a100", "h100")
 # launch the same kernels the same way everywhere.
 DEVICE_DEPENDENT = ("selective_scan", "gemm")
 SECTOR_BYTES, WARP = 32, 32
+COUNTERS = (
+    "thread_instructions", "mma_macs", "global_load_bytes", "global_store_bytes", "global_load_sectors",
+    "global_store_sectors", "shared_load_wavefronts", "shared_store_wavefronts",
+    "shared_load_wavefronts_ideal", "shared_store_wavefronts_ideal",
+)  # fmt: skip
 FIGURES = ("bytes", "sectors", "wavefronts", "instructions")
 HEADER = ["op", "shape", "device", *FIGURES, "limits", "kernels"]
 
@@ -66,7 +71,7 @@ def run_case(case: SimCase, device: str) -> dict[str, Any]:
         "is_within_limits": all((figures[k] or 0) <= limit for k, limit in case.limits.items()),
         "ideal_bytes": case.ideal_bytes,
         "elements": case.elements,
-        "counters": {k: v for k, v in sorted(counters.items()) if v},
+        "counters": {k: counters[k] for k in COUNTERS if counters[k]},
         "launches": [
             {
                 "kernel": names[launch["kernel"]],
@@ -89,6 +94,29 @@ def cells(row: dict[str, Any]) -> list[str]:
     return [row["op"], row["shape"], row["device"], *shown, limits, kernels]
 
 
+def tile_table(kernels: list[ptxas_report.KernelResources]) -> list[str]:
+    """The tiles of gemm: stages, shared memory, and how many blocks fit a multiprocessor of each kind."""
+    names = ptxas_report.architectures_of(kernels)
+    header = ["tile", "kernel", "threads", "stages", "operand KiB", "splits K", *names]
+    rows = []
+    for index, (tile, facts) in enumerate(_C.gemm_tiles()):
+        kernel = "cutlass::device_kernel" if "sm90" in tile else f"gemm_tile_kernel<{index}>"
+        fits = {
+            k.architecture: f"{k.registers} / "
+            f"{ptxas_report.blocks_per_multiprocessor(k, facts['threads'], facts['shared_bytes'])}"
+            for k in kernels
+            if k.kernel == kernel
+        }
+        rows.append(
+            [
+                tile, f"`{kernel}`", str(facts["threads"]), str(facts["stages"]),
+                str(facts["shared_bytes"] // 1024), "yes" if facts["can_split"] else "no",
+                *(fits.get(name, "-") for name in names),
+            ]
+        )  # fmt: skip
+    return report.markdown_table(header, rows)
+
+
 def page(values: dict[str, Any], body: list[list[str]], kernels: list[Any]) -> str:
     """The tables as Markdown."""
     made = values["machine"]
@@ -101,6 +129,13 @@ def page(values: dict[str, Any], body: list[list[str]], kernels: list[Any]) -> s
         "- `!` marks a figure beyond its limit",
         "",
         *report.markdown_table(HEADER, body),
+        "",
+        "## Tiles of gemm",
+        "",
+        "Rows x columns x depth of a block; registers a thread / blocks that fit a multiprocessor, by registers, shared",
+        "memory and threads. Up to 16 rows of a run on `gemm_small_kernel` instead.",
+        "",
+        *tile_table(kernels),
         "",
         "## Registers",
         "",
@@ -142,6 +177,7 @@ def run(
         "schema": report.SCHEMA,
         "command": "sim",
         "machine": machine.describe([]),
+        "gemm_tiles": dict(_C.gemm_tiles()),
         "kernels": [asdict(kernel) for kernel in kernels],
         "rows": rows,
     }

@@ -81,12 +81,10 @@ struct GemmColumns {
   AccVec zero_point;
 };
 
-// NOTE(rounding-by-addition): int8 results are rounded by adding 1.5 * 2^23, which leaves the integer
-// nearest (ties to even) in the low bits of the sum: one addition, where rounding and conversion are two
-// instructions at a quarter of its rate. quant.cuh adds the zero point before it clamps; clamping to
-// [qmin - zero_point, 127 - zero_point] before rounding gives the same, as the bounds are integers. The
-// addition needs bounds below 2^22, so that zero points are taken as at most 2^21 (int8 needs 2^8).
-inline constexpr float kRoundingAddend = 12582912.0f;
+// NOTE(zero-point-in-bounds): an int8 result is rounded by adding kRounder (common/bytes.cuh). quant.cuh adds
+// the zero point before it clamps; clamping to [qmin - zero_point, 127 - zero_point] before rounding gives the
+// same, as the bounds are integers. The addition needs bounds below 2^22, so that zero points are taken as at
+// most 2^21 (int8 needs 2^8).
 inline constexpr int32_t kLargestZeroPoint = 1 << 21;
 
 __device__ inline void load_output_grid(const GemmEpilogueParams& p, GemmColumns& c) {
@@ -219,7 +217,7 @@ __device__ inline void store_int8(const GemmEpilogueParams& p, const GemmColumns
       // NaN gives 127, like +inf: fminf returns its other operand.
       const float q = __fmul_rn(rows.value[r][i], c.inv_out_scale[i]);
       const float clamped = fmaxf(fminf(q, c.highest[i]), c.lowest[i]);
-      const int32_t rounded = __float_as_int(__fadd_rn(clamped, kRoundingAddend));
+      const int32_t rounded = __float_as_int(__fadd_rn(clamped, kRounder));
       out[i] = static_cast<int8_t>(rounded + c.zero_point[i]);
     }
     return out;
