@@ -73,18 +73,16 @@ class Backend:
         def to_gpu(value):
             if not isinstance(value, torch.Tensor):
                 return value
-            # Strides and offset of a view are part of the case.
-            whole = torch.empty(0, dtype=value.dtype, device="cuda").set_(
-                value.untyped_storage().cuda()
-            )
-            copy = whole.as_strided(value.shape, value.stride(), value.storage_offset())
-            moved.append((value, copy))
-            return copy
+            # With the whole storage: strides and offset of a view are part of the case.
+            whole = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage()).cuda()
+            moved.append((value, whole))
+            return whole.as_strided(value.shape, value.stride(), value.storage_offset())
 
         result = function(*map(to_gpu, args), **{k: to_gpu(v) for k, v in kwargs.items()})
-        for value, copy in moved:
-            if not torch.equal(value, copy.cpu()):
-                value.copy_(copy)
+        for value, whole in moved:
+            after = whole.cpu().as_strided(value.shape, value.stride(), value.storage_offset())
+            if not torch.equal(value, after):
+                value.copy_(after)
         if isinstance(result, tuple):
             return tuple(r.cpu() if isinstance(r, torch.Tensor) else r for r in result)
         return result.cpu() if isinstance(result, torch.Tensor) else result

@@ -104,7 +104,8 @@ GemmScales make_scales(OpName op, const Tensor& a, int64_t n, const Tensor& a_sc
 std::tuple<Tensor, int64_t> pack_gemm_weight(const Tensor& weight) {
   constexpr OpName op{"pack_gemm_weight"};
   check_matrix(op, weight, at::kChar, "weight");
-  TORCH_CHECK_VALUE(!at::eq(weight, -kQMax - 1).any().item<bool>(), op.name,
+  // On the host: a weight is packed once, at load, and the answer is waited for anyway.
+  TORCH_CHECK_VALUE(!at::eq(weight.cpu(), -kQMax - 1).any().item<bool>(), op.name,
                     ": expected weight in [-127, 127], got -128");
   PackGemmWeightParams p;
   p.n = weight.size(0);
