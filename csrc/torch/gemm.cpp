@@ -50,6 +50,7 @@ struct Operands {
 Operands make_operands(OpName op, const Tensor& a, const Tensor& packed, int64_t layout,
                        int64_t n) {
   check_matrix(op, a, at::kChar, "a");
+  check_device(op, packed, a, "packed");  // first: a layout belongs to a device
   check_layout(op, a, layout);
   TORCH_CHECK_VALUE(n >= 0, op.name, ": expected n of at least 0, got ", n);
   const int64_t bytes = packed_gemm_weight_bytes(n, a.size(1));
@@ -58,7 +59,6 @@ Operands make_operands(OpName op, const Tensor& a, const Tensor& packed, int64_t
   TORCH_CHECK_VALUE(packed.numel() == bytes, op.name, ": expected packed of ", bytes,
                     " bytes, as pack_gemm_weight makes from a weight of shape (N, K) = (", n, ", ",
                     a.size(1), "), got ", packed.numel());
-  check_device(op, packed, a, "packed");
   check_contiguous(op, packed, "packed");
   Operands operands;
   GemmOperands& p = operands.params;
