@@ -43,10 +43,12 @@ cuda-link: $(STAMP_LINK) ## compile the extension and link it with a CUDA build 
 # torch's CUDA build loads with stand-ins for cublas and the like, and takes the simulator for its GPU: its dispatcher,
 # guards, streams and allocator are the real ones. Its own kernels have no PTX, hence no views of weights, which torch
 # would have to copy before they are checked.
+LINK_SIM_ENV = PYTHONPATH=$(LINK_DIR)/python:$(TORCH_CUDA_DIR) PYTORCH_NO_CUDA_MEMORY_CACHING=1 CUDASIM_THREADS=1 \
+  LD_LIBRARY_PATH=$(SIM_DIR)/third_party/cudasim:$(STANDINS_DIR) $(ONE_THREAD)
 test-link: $(STAMP_LINK_SIM) ## the tests of operators on torch's device cuda, with the simulator as GPU
-	PYTHONPATH=$(LINK_DIR)/python:$(TORCH_CUDA_DIR) LD_LIBRARY_PATH=$(SIM_DIR)/third_party/cudasim:$(STANDINS_DIR) \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 CUDASIM_THREADS=1 $(ONE_THREAD) $(RUN) -m pytest -q -n $(WORKERS) \
-	  -m "not slow" -k "cuda and not cudasim and not views and not every_cuda_kernel" tests/ops
+	$(LINK_SIM_ENV) $(RUN) -m pytest -q -n $(WORKERS) -m "not slow" tests/ops \
+	  -k "cuda and not cudasim and not views and not every_cuda_kernel"
+	$(LINK_SIM_ENV) $(RUN) -m pytest -q tests/gpu/test_cuda.py -k mixed_devices
 
 bench-sim: $(STAMP_SIM) $(STAMP_KERNELS) ## count bytes, conflicts, instructions and registers of the CUDA kernels
 	PYTHONPATH=$(SIM_DIR)/python CUDASIM_THREADS=1 $(ONE_THREAD) $(RUN) -m bench.sim --build-dir $(KERNELS_DIR)
