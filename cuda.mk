@@ -33,7 +33,7 @@ test-sim: $(STAMP_SIM) ## the tests of operators and blocks on the CUDA kernels,
 	@$(BIN)/ctest --test-dir $(SIM_DIR)/third_party/cudasim --output-on-failure --no-tests=error --quiet \
 	  && echo "the simulator's own tests passed"
 	PYTHONPATH=$(SIM_DIR)/python CUDASIM_THREADS=1 $(ONE_THREAD) $(RUN) -m pytest -q -n $(WORKERS) -m "not slow" -k cudasim \
-	  tests/ops tests/stages/test_cuda.py
+	  tests/ops tests/stages/test_cuda.py tests/bench/test_sim.py
 	@echo "the same products as an A100, which has no wgmma"
 	PYTHONPATH=$(SIM_DIR)/python CUDASIM_THREADS=1 CUDASIM_DEVICE=a100 $(ONE_THREAD) $(RUN) -m pytest -q -n $(WORKERS) \
 	  -m "not slow" -k cudasim tests/ops/test_gemm.py
