@@ -8,17 +8,18 @@ import mambaquant_ext
 from mambaquant_ext import _C, ops
 
 ISAS = ("scalar", "avx2", "avx512_vnni")
-NAMES = (*ISAS, "cudasim", "cuda")
+HAS_SIMULATOR = hasattr(_C, "set_simulating")
+# What the build holds. Whether this machine runs it is another question: reason_to_skip.
+NAMES = (*ISAS, *(["cudasim"] if HAS_SIMULATOR else []), *(["cuda"] if _C.has_cuda else []))
 
-if hasattr(_C, "set_simulating"):
+if HAS_SIMULATOR:
     _C.set_simulator_checks("race=error")  # the others are on by default
 
 
 def reason_to_skip(name):
     """Why this build or machine cannot run a backend, or None."""
     if name == "cudasim":
-        is_simulator = hasattr(_C, "set_simulating")
-        return None if is_simulator else "this build has no simulator (make test-sim builds one)"
+        return None if HAS_SIMULATOR else "this build has no simulator (make test-sim builds one)"
     if name == "cuda":
         if not _C.has_cuda:
             return "this build has no CUDA kernels"
