@@ -11,8 +11,11 @@ namespace mambaquant::cuda {
 
 inline cudaStream_t to_cuda(Stream stream) { return static_cast<cudaStream_t>(stream.handle); }
 
+// Takes the error along, so that the check after a later launch does not report it as that launch's.
 inline Status to_status(cudaError_t error) {
-  return error == cudaSuccess ? Status::ok() : Status::failed(cudaGetErrorString(error));
+  if (error == cudaSuccess) return Status::ok();
+  static_cast<void>(cudaGetLastError());
+  return Status::failed(cudaGetErrorString(error));
 }
 
 // Right after a launch: an error of the launch itself, not of what the kernel does later.
