@@ -24,6 +24,10 @@ namespace {
 
 using RowMajorStride = cute::Stride<int64_t, cute::Int<1>, int64_t>;
 
+// The 128-byte swizzle of TMA and wgmma repeats after so many bytes. CUTLASS's descriptors say that each stage begins
+// with the pattern, but its own storage is aligned to 128 bytes only.
+constexpr int64_t kSwizzlePeriod = 1024;
+
 // What CUTLASS's kernel calls with the sums of a tile.
 class TileEpilogue {
  public:
@@ -34,8 +38,9 @@ class TileEpilogue {
   using ElementD = int32_t;
   using StrideC = RowMajorStride;
   using StrideD = RowMajorStride;
+  // As aligned as the stages behind it want to be.
   struct SharedStorage {
-    alignas(16) int32_t pieces[kGemmTileSm90.warps_rows][kPieceInts];
+    alignas(kSwizzlePeriod) int32_t pieces[kGemmTileSm90.warps_rows][kPieceInts];
   };
   struct Arguments {
     GemmEpilogueParams epilogue;
@@ -93,6 +98,10 @@ using Kernel = cutlass::gemm::kernel::GemmUniversal<
     cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter<TileEpilogue>>;
 static_assert(Kernel::MaxThreadsPerBlock == kGemmThreadsSm90);
 static_assert(Kernel::SharedStorageSize <= kGemmSharedBytesSm90);
+static_assert((offsetof(Kernel::SharedStorage, tensors) +
+               offsetof(Kernel::SharedStorage::TensorStorage, mainloop)) %
+                  kSwizzlePeriod ==
+              0);
 
 }  // namespace
 

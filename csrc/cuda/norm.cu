@@ -46,11 +46,11 @@ int64_t most_blocks(const NormQuantizeParams& p) {
   return std::max<int64_t>(std::min<int64_t>(cheap, processors), ceil_div(2 * processors, 3));
 }
 
-// Shared memory that a block may have beside what the kernel declares.
+// Shared memory: what the kernel declares, at most, and what a block may have beside it.
+constexpr int64_t kDeclaredShared = 4096;
+static_assert(RowGroup::kPartials * sizeof(float) + 16 <= kDeclaredShared);
 int64_t dynamic_shared_limit() {
-  constexpr int64_t kDeclared = 4096;
-  static_assert(RowGroup::kPartials * sizeof(float) + 16 <= kDeclared);
-  return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kDeclared;
+  return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kDeclaredShared;
 }
 
 template <typename Row, bool kSubtractMean>
@@ -63,7 +63,7 @@ Status launch_kernel(const NormQuantizeParams& p, int64_t threads, Stream stream
   const int64_t blocks = std::min<int64_t>(ceil_div(p.tokens, rows), most_blocks(p));
   const int64_t shared_bytes = Row::kInRegisters ? parameter_bytes(p) : 0;
   const auto kernel = norm_quantize_kernel<Row, kSubtractMean>;
-  const Status allowed = allow_shared_memory(kernel, shared_bytes);
+  const Status allowed = allow_shared_memory(kernel, shared_bytes, kDeclaredShared);
   if (!allowed.is_ok()) return allowed;
   const dim3 block(static_cast<uint32_t>(threads), static_cast<uint32_t>(rows));
   kernel<<<static_cast<uint32_t>(blocks), block, static_cast<size_t>(shared_bytes),

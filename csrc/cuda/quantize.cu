@@ -118,8 +118,9 @@ template <typename Row>
 Status launch_tokens(const QuantizeParams& p, int64_t threads, Stream stream) {
   const int64_t rows = threads == kWarpSize ? 4 : 1;
   const dim3 block(static_cast<uint32_t>(threads), static_cast<uint32_t>(rows));
-  const auto blocks = static_cast<uint32_t>(ceil_div(p.tokens, rows));
-  quantize_tokens_kernel<Row><<<blocks, block, 0, to_cuda(stream)>>>(p);
+  const int64_t blocks = ceil_div(p.tokens, rows);
+  if (blocks > INT32_MAX) return Status::unsupported("expected fewer than 2^31 blocks of tokens");
+  quantize_tokens_kernel<Row><<<static_cast<uint32_t>(blocks), block, 0, to_cuda(stream)>>>(p);
   return check_launch();
 }
 

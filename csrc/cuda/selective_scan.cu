@@ -1,4 +1,6 @@
 // Launchers of selective_scan: which kernel, and how a sequence is split.
+#include <algorithm>
+
 #include "cuda/common/launch.h"
 #include "cuda/selective_scan_any_kernel.cuh"
 #include "cuda/selective_scan_kernel.cuh"
@@ -108,7 +110,7 @@ template <Readout kReadout>
 Status launch_update(const SelectiveScanParams& p, Stream stream) {
   const int64_t tiles = ceil_div(p.dim, kUpdateThreads);
   // A thread keeps A for several sequences once there are enough threads to fill the device.
-  const int64_t wanted = multiprocessor_count() * int64_t{8};
+  const int64_t wanted = std::max(multiprocessor_count(), 1) * int64_t{kUpdateBlocksPerSm};
   const int64_t sequences = p.batch * tiles > wanted ? ceil_div(p.batch * tiles, wanted) : 1;
   const int64_t blocks = tiles * ceil_div(p.batch, sequences);
   if (blocks > kMaxGrid) return Status::unsupported("expected at most 2^31 - 1 blocks of channels");

@@ -176,8 +176,8 @@ __device__ inline void store_state(float* rows, int64_t stride, const float (&h)
   for (int32_t n = 0; n < kStates; ++n, rows += stride) *rows = h[n];
 }
 __device__ inline void load_initial_state(const SelectiveScanParams& p, int64_t offset,
-                                          float (&h)[kStates]) {
-  if (p.initial_state != nullptr) return load_state(p.initial_state + offset, p.dim, h);
+                                          int64_t stride, float (&h)[kStates]) {
+  if (p.initial_state != nullptr) return load_state(p.initial_state + offset, stride, h);
 #pragma unroll
   for (int32_t n = 0; n < kStates; ++n) h[n] = 0.0f;
 }

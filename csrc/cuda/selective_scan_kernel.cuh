@@ -172,7 +172,7 @@ __device__ inline void link_blocks(const SelectiveScanParams& p, const ScanPlan&
     if (block > 0) {
       load_state(chain.states + (link - 1) * kTileStates + channel.c, kTileChannels, start);
     } else {
-      load_initial_state(p, channel.state_offset, start);
+      load_initial_state(p, channel.state_offset, p.dim, start);
     }
     put_state(start, channel.c, carry);
     if (!is_last) {
@@ -246,7 +246,7 @@ __device__ inline void scan_sequence(const SelectiveScanParams& p, const ScanPla
                                      const ScanScales& scales, TilePlace place,
                                      ScanGroup<kReadout>* tile, ScanChannel& channel) {
   load_A(p, place, channel);
-  load_initial_state(p, channel.state_offset, channel.h);
+  load_initial_state(p, channel.state_offset, p.dim, channel.h);
   __syncthreads();
   take_scales(scales, channel);
   place.token = 0;

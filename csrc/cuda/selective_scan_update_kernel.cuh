@@ -10,6 +10,7 @@
 namespace mambaquant::cuda {
 
 inline constexpr int32_t kUpdateThreads = 64;
+inline constexpr int32_t kUpdateBlocksPerSm = 8;  // at 128 registers a thread
 
 template <Readout kReadout>
 struct UpdateRows {
@@ -39,7 +40,7 @@ __device__ inline void load_update_rows(const SelectiveScanParams& p, int64_t ba
 }
 
 template <Readout kReadout>
-__global__ void __launch_bounds__(kUpdateThreads)
+__global__ void __launch_bounds__(kUpdateThreads, kUpdateBlocksPerSm)
     update_kernel(const __grid_constant__ SelectiveScanParams p, int32_t sequences_per_block) {
   __shared__ UpdateRows<kReadout> rows;
   const int64_t tiles = (p.dim + kUpdateThreads - 1) / kUpdateThreads;
@@ -60,8 +61,9 @@ __global__ void __launch_bounds__(kUpdateThreads)
 #pragma unroll 1
   for (int64_t batch = first; batch < end; ++batch) {
     const int64_t state = batch * kStates * p.dim + column;
+    const int64_t row = opaque(p.dim);
     float h[kStates];
-    load_initial_state(p, state, h);
+    load_initial_state(p, state, row, h);
     const float dt =
         softplus(load_element(p.dt, p.dt_dtype, batch * p.dt_stride_batch + column) + bias);
     const float x_f = input(to_float(p.x[batch * p.x_stride_batch + column]));
@@ -75,7 +77,7 @@ __global__ void __launch_bounds__(kUpdateThreads)
     if (p.z != nullptr) y = gate.apply(y, z);
     if (!exists) continue;
     store_element(p.y, p.y_dtype, batch * p.dim + c, y);
-    store_state(p.final_state + state, p.dim, h);
+    store_state(p.final_state + state, row, h);
   }
 }
 

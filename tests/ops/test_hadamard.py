@@ -1,5 +1,7 @@
 """hadamard_transform, hadamard_quantize, and the matrices behind them."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given
@@ -109,6 +111,22 @@ def test_rotation_keeps_norms_and_inverts(ops, size, tokens, seed):
         assert torch.equal(ops.hadamard_transform(x[row]), y[row])
         assert torch.equal(ops.hadamard_quantize(x[row])[0], q[row])
         assert torch.equal(ops.hadamard_quantize(x[row], scale[row])[0], q[row])
+
+
+def test_threads_may_transform_rows_of_two_lengths_at_once(ops, generator):
+    """One CUDA kernel serves both lengths, with 41 KB and with 82 KB of shared memory a block."""
+    x = [torch.randint(-9, 10, (1, size), generator=generator).float() for size in (10240, 20480)]
+    device = "cuda" if ops.name == "cuda" else "cpu"
+
+    def transform_often(row):
+        row = row.to(device)
+        return [hadamard.hadamard_transform(row) for _ in range(700)][-1].cpu()
+
+    with ops.active(), ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(transform_often, x * 2))
+    for row, result in zip(x * 2, results, strict=True):
+        norm = 1.0 / torch.tensor(float(row.numel())).sqrt()
+        assert_equal(result, reference.unnormalized(row).float() * norm)
 
 
 def test_quantize_is_the_transform_then_quantize(generator):

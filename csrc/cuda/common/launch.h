@@ -11,21 +11,15 @@ namespace mambaquant::cuda {
 
 inline cudaStream_t to_cuda(Stream stream) { return static_cast<cudaStream_t>(stream.handle); }
 
+// Takes the error along, so that the check after a later launch does not report it as that launch's.
 inline Status to_status(cudaError_t error) {
-  return error == cudaSuccess ? Status::ok() : Status::failed(cudaGetErrorString(error));
+  if (error == cudaSuccess) return Status::ok();
+  static_cast<void>(cudaGetLastError());
+  return Status::failed(cudaGetErrorString(error));
 }
 
 // Right after a launch: an error of the launch itself, not of what the kernel does later.
 inline Status check_launch() { return to_status(cudaGetLastError()); }
-
-// Shared memory beyond 48 KiB, 8 of them left for what a kernel declares, must be asked for, once per
-// kernel and device; asking again is cheap and needs no state of ours.
-template <typename Kernel>
-Status allow_shared_memory(Kernel kernel, int64_t bytes) {
-  if (bytes <= 40 * 1024) return Status::ok();
-  return to_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(bytes)));
-}
 
 // An attribute of the current device; 0 where the runtime does not know it.
 inline int32_t device_attribute(cudaDeviceAttr attribute) {
@@ -39,6 +33,19 @@ inline int32_t multiprocessor_count() { return device_attribute(cudaDevAttrMulti
 inline int32_t compute_capability() {
   return device_attribute(cudaDevAttrComputeCapabilityMajor) * 10 +
          device_attribute(cudaDevAttrComputeCapabilityMinor);
+}
+
+// Shared memory beyond 48 KiB, 8 of them left for what a kernel declares, must be asked for, once per
+// kernel and device; asking again is cheap and needs no state of ours. What is asked for is always all that the
+// device has beside `declared` bytes: the limit belongs to the kernel, and a thread of the host that asked for
+// less would take it from under another's launch.
+template <typename Kernel>
+Status allow_shared_memory(Kernel kernel, int64_t bytes, int64_t declared = 0) {
+  if (bytes <= 40 * 1024) return Status::ok();
+  const int64_t most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - declared;
+  if (bytes > most) return Status::unsupported("expected a device with more shared memory a block");
+  return to_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(most)));
 }
 
 constexpr int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }

@@ -70,4 +70,11 @@ __device__ inline void store_vec(T* p, const Vec<T, kCount>& v) {
   *reinterpret_cast<Vec<T, kCount>*>(p) = v;
 }
 
+// x, of which the compiler knows no more than its type: within a loop it does not see that a stride stays the same,
+// and so does not turn each multiple of it into a register that is kept and counted on.
+__device__ inline int64_t opaque(int64_t x) {
+  asm volatile("" : "+l"(x));
+  return x;
+}
+
 }  // namespace mambaquant::cuda
