@@ -8,23 +8,24 @@ namespace mambaquant::cuda {
 
 namespace {
 
-bool fits(const NormQuantizeParams& p, int64_t vec) {
+// Elements of a vector: 16 bytes of the widest of x and residual where they divide a row, or one. It decides the
+// order of the sums, and therefore not by addresses.
+int64_t vector_width(const NormQuantizeParams& p) {
+  const bool has_float32 =
+      p.x_dtype == DType::kF32 || (p.residual != nullptr && p.residual_dtype == DType::kF32);
+  if (!has_float32 && p.dim % 8 == 0) return 8;
+  return p.dim % 4 == 0 ? 4 : 1;
+}
+
+// Whether vectors of so many elements may be loaded and stored as such.
+bool vectors_fit(const NormQuantizeParams& p, int64_t vec) {
   const int64_t x_size = element_size(p.x_dtype), residual_size = element_size(p.residual_dtype);
   const bool residual_fits =
       p.residual == nullptr ||
       (is_aligned(p.residual, p.residual_stride_token * residual_size, vec * residual_size) &&
        is_aligned(p.residual_out, p.dim * residual_size, vec * residual_size));
-  return p.dim % vec == 0 && is_aligned(p.x, p.x_stride_token * x_size, vec * x_size) &&
-         is_aligned(p.q, p.dim, vec) && is_aligned(p.weight, 0, 16) && is_aligned(p.bias, 0, 16) &&
-         residual_fits;
-}
-
-// 16 bytes of the widest of x and residual, or one element.
-int64_t vector_width(const NormQuantizeParams& p) {
-  const bool has_float32 =
-      p.x_dtype == DType::kF32 || (p.residual != nullptr && p.residual_dtype == DType::kF32);
-  if (!has_float32 && fits(p, 8)) return 8;
-  return fits(p, 4) ? 4 : 1;
+  return is_aligned(p.x, p.x_stride_token * x_size, vec * x_size) && is_aligned(p.q, p.dim, vec) &&
+         is_aligned(p.weight, 0, 16) && is_aligned(p.bias, 0, 16) && residual_fits;
 }
 
 int64_t bytes_per_token(const NormQuantizeParams& p) {
@@ -67,7 +68,7 @@ Status launch_kernel(const NormQuantizeParams& p, int64_t threads, Stream stream
   if (!allowed.is_ok()) return allowed;
   const dim3 block(static_cast<uint32_t>(threads), static_cast<uint32_t>(rows));
   kernel<<<static_cast<uint32_t>(blocks), block, static_cast<size_t>(shared_bytes),
-           to_cuda(stream)>>>(p);
+           to_cuda(stream)>>>(p, Row::kVec == 1 || vectors_fit(p, Row::kVec));
   return check_launch();
 }
 template <typename Row>
@@ -97,9 +98,14 @@ Status launch_vectors(const NormQuantizeParams& p, Stream stream) {
   using Full16 = RegisterRow<kVec, 16 / kVec, true>;
   using Full24 = RegisterRow<kVec, 24 / kVec, true>;
   using Row16 = RegisterRow<kVec, 16 / kVec, false>;
+  using Row24 = RegisterRow<kVec, 24 / kVec, false>;
   using Long = MemoryRow<4, NormSource>;
-  if (p.dim > 0 && fills<Full16>(p)) return launch<Full16>(p, threads_for<Full16>(p), stream);
-  if (p.dim > 0 && fills<Full24>(p)) return launch<Full24>(p, threads_for<Full24>(p), stream);
+  const bool has_vectors = vectors_fit(p, kVec);
+  if (has_vectors && fills<Full16>(p)) return launch<Full16>(p, threads_for<Full16>(p), stream);
+  if (has_vectors && fills<Full24>(p)) return launch<Full24>(p, threads_for<Full24>(p), stream);
+  if (!fills<Row16>(p) && fills<Row24>(p)) {  // Full24 with another access
+    return launch<Row24>(p, threads_for<Row24>(p), stream);
+  }
   if (threads_for<Row16>(p) > 0) return launch<Row16>(p, threads_for<Row16>(p), stream);
   return launch<Long>(p, kMaxNormThreads<Long>, stream);
 }

@@ -30,18 +30,20 @@ struct NormSource {
   const void* residual;  // or null
   void* out;
   DType x_dtype, residual_dtype;
+  bool is_aligned;
 
   template <int32_t kVec>
   struct Fetched {
     RawVec<kVec> x, residual;
   };
 
-  __device__ NormSource(const NormQuantizeParams& p, int64_t token, int64_t column)
+  __device__ NormSource(const NormQuantizeParams& p, int64_t token, int64_t column, bool aligned)
       : x(advance(p.x, token * p.x_stride_token + column, p.x_dtype)),
         residual(nullptr),
         out(nullptr),
         x_dtype(p.x_dtype),
-        residual_dtype(p.residual_dtype) {
+        residual_dtype(p.residual_dtype),
+        is_aligned(aligned) {
     if (p.residual == nullptr) return;
     residual = advance(p.residual, token * p.residual_stride_token + column, residual_dtype);
     out = advance(p.residual_out, token * p.dim + column, residual_dtype);
@@ -50,8 +52,10 @@ struct NormSource {
   template <int32_t kVec>
   __device__ Fetched<kVec> fetch(int64_t offset) const {
     Fetched<kVec> fetched;
-    fetched.x = load_raw<kVec>(x, offset, x_dtype);
-    if (residual != nullptr) fetched.residual = load_raw<kVec>(residual, offset, residual_dtype);
+    fetched.x = load_raw<kVec>(x, offset, x_dtype, is_aligned);
+    if (residual != nullptr) {
+      fetched.residual = load_raw<kVec>(residual, offset, residual_dtype, is_aligned);
+    }
     return fetched;
   }
   template <int32_t kVec>
@@ -62,10 +66,11 @@ struct NormSource {
     to_floats(fetched.residual, residual_dtype, addend);
 #pragma unroll
     for (int32_t i = 0; i < kVec; ++i) s[i] += addend[i];
-    store_rounded(out, offset, residual_dtype, s);
+    store_rounded(out, offset, residual_dtype, s, is_aligned);
   }
   __device__ PlainSource stored() const {
-    return residual == nullptr ? PlainSource{x, x_dtype} : PlainSource{out, residual_dtype};
+    return residual == nullptr ? PlainSource{x, x_dtype, is_aligned}
+                               : PlainSource{out, residual_dtype, is_aligned};
   }
 };
 
@@ -79,11 +84,12 @@ struct Parameter {
   static constexpr int32_t kParts = kVec / kPart;
 
   const float* first;
-  int32_t half;  // floats between the halves of a vector of a copy
+  int32_t half;     // floats between the halves of a vector of a copy
+  bool is_aligned;  // that loads of kPart may be
 
   // With kIsCopy all threads of the block begin to copy to `shared`; wait_for_copies() must follow.
-  __device__ Parameter(const float* global, int64_t dim, float* shared)
-      : half(static_cast<int32_t>(dim / 2)) {
+  __device__ Parameter(const float* global, int64_t dim, float* shared, bool aligned)
+      : half(static_cast<int32_t>(dim / 2)), is_aligned(kIsCopy || aligned) {
     if constexpr (kIsCopy) {
       first = shared + first_column<kVec>() / kParts;
       if (global == nullptr) return;
@@ -91,7 +97,7 @@ struct Parameter {
       const auto threads = static_cast<int32_t>(blockDim.x * blockDim.y);
       for (int32_t i = thread; i < static_cast<int32_t>(dim) / kPart; i += threads) {
         const int32_t place = kVec == 8 ? i % 2 * half + i / 2 * kPart : i * kPart;
-        __pipeline_memcpy_async(shared + place, global + i * kPart, kPart * sizeof(float));
+        copy_part(shared + place, global + i * kPart, aligned);
       }
     } else {
       first = global + first_column<kVec>();
@@ -105,9 +111,18 @@ struct Parameter {
     for (int32_t part = 0; part < kParts; ++part) {
       const float* address = kIsCopy ? first + static_cast<int32_t>(offset) / kParts + part * half
                                      : first + offset + part * kPart;
-      const auto values = load_vec<kPart>(address);
+      const auto values = load_vec<kPart>(address, is_aligned);
 #pragma unroll
       for (int32_t i = 0; i < kPart; ++i) f(part * kPart + i, values[i]);
+    }
+  }
+
+ private:
+  __device__ static void copy_part(float* shared, const float* global, bool aligned) {
+    if (aligned) return __pipeline_memcpy_async(shared, global, kPart * sizeof(float));
+#pragma unroll
+    for (int32_t i = 0; i < kPart; ++i) {
+      __pipeline_memcpy_async(shared + i, global + i, sizeof(float));
     }
   }
 };
@@ -127,9 +142,9 @@ struct Normalization {
   bool has_weight, has_bias;
   float mean = 0.0f, rstd = 0.0f;
 
-  __device__ Normalization(const NormQuantizeParams& p, float* shared)
-      : weight(p.weight, p.dim, shared),
-        bias(p.bias, p.dim, shared + (p.weight == nullptr ? 0 : p.dim)),
+  __device__ Normalization(const NormQuantizeParams& p, float* shared, bool is_aligned)
+      : weight(p.weight, p.dim, shared, is_aligned),
+        bias(p.bias, p.dim, shared + (p.weight == nullptr ? 0 : p.dim), is_aligned),
         has_weight(p.weight != nullptr),
         has_bias(kSubtractMean && p.bias != nullptr) {}
 
@@ -205,15 +220,18 @@ __device__ inline float normalize(Row& row, const Normalization<Row, kSubtractMe
   return amax;
 }
 
-// Block (threads of a row, rows at a time); blocks walk over the rows with the grid's stride.
+// Block (threads of a row, rows at a time); blocks walk over the rows with the grid's stride. Where vectors are not
+// aligned a thread takes the same elements one by one, so that the sums keep their order and every layout of x gives
+// the same bits.
 template <typename Row, bool kSubtractMean>
 __global__ void __launch_bounds__(kMaxNormThreads<Row>, 1)
-    norm_quantize_kernel(const __grid_constant__ NormQuantizeParams p) {
+    norm_quantize_kernel(const __grid_constant__ NormQuantizeParams p, bool may_use_vectors) {
   constexpr int32_t kVec = Row::kVec;
   extern __shared__ float4 shared[];
   __shared__ float partials[RowGroup::kPartials];
   __shared__ float static_inv_scale;
-  Normalization<Row, kSubtractMean> norm(p, reinterpret_cast<float*>(shared));
+  const bool is_aligned = kVec == 1 || Row::kIsFull || may_use_vectors;
+  Normalization<Row, kSubtractMean> norm(p, reinterpret_cast<float*>(shared), is_aligned);
   RowGroup group(partials);
   const bool is_dynamic = p.scale == nullptr;
   if (threadIdx.x == 0 && threadIdx.y == 0) {
@@ -223,7 +241,7 @@ __global__ void __launch_bounds__(kMaxNormThreads<Row>, 1)
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.y;
   int64_t token = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   for (; token < p.tokens; token += step) {
-    Row row(NormSource(p, token, first_column<kVec>()), p.dim);
+    Row row(NormSource(p, token, first_column<kVec>(), is_aligned), p.dim);
     measure(p, group, row, norm);
     float amax = 0.0f;
     if (Row::kInRegisters || is_dynamic) amax = normalize(row, norm);
@@ -236,7 +254,7 @@ __global__ void __launch_bounds__(kMaxNormThreads<Row>, 1)
     int8_t* q = p.q + token * p.dim + first_column<kVec>();
     row.for_each([&](auto& y, int64_t offset) {
       if constexpr (!Row::kInRegisters) norm.apply_again(y, offset);
-      store_symmetric(q + offset, y, inv_scale);
+      store_symmetric(q + offset, y, inv_scale, is_aligned);
     });
   }
 }

@@ -3,6 +3,8 @@ scales in the order that defines bit equality."""
 
 import torch
 
+from .quantize import quantize
+
 
 def causal_conv1d_quantize(
     x,
@@ -29,9 +31,5 @@ def causal_conv1d_quantize(
     if bias is not None:
         v = v + bias
     y = (v.double() * torch.sigmoid(v.double())).float()
-    rounded = torch.round(y * (1.0 / out_scale))
-    if out_zero_point is None:
-        q = rounded.clamp(-127, 127).to(torch.int8)
-    else:
-        q = (rounded + out_zero_point).clamp(-128, 127).to(torch.int8)
+    q = quantize(y, out_scale, out_zero_point, axis=1)
     return q.flip(1) if reverse else q, history[:, seqlen:]

@@ -35,18 +35,19 @@ __host__ __device__ constexpr bool is_float32(DType dtype) {
   return kVec <= 4 && dtype == DType::kF32;
 }
 
-// Elements [index, index + kVec) of `base`; the address is a multiple of the vector's size.
+// Elements [index, index + kVec) of `base`; the address is a multiple of the vector's size if is_aligned.
 template <int32_t kVec>
-__device__ inline RawVec<kVec> load_raw(const void* base, int64_t index, DType dtype) {
+__device__ inline RawVec<kVec> load_raw(const void* base, int64_t index, DType dtype,
+                                        bool is_aligned = true) {
   RawVec<kVec> raw;
   if constexpr (kVec <= 4) {
     if (is_float32<kVec>(dtype)) {
-      const auto in = load_vec<kVec>(static_cast<const uint32_t*>(base) + index);
+      const auto in = load_vec<kVec>(static_cast<const uint32_t*>(base) + index, is_aligned);
       memcpy(raw.words, in.data, sizeof(in));
       return raw;
     }
   }
-  const auto in = load_vec<kVec>(static_cast<const uint16_t*>(base) + index);
+  const auto in = load_vec<kVec>(static_cast<const uint16_t*>(base) + index, is_aligned);
   if constexpr (kVec == 1) {
     raw.words[0] = in[0];
   } else {
@@ -56,12 +57,13 @@ __device__ inline RawVec<kVec> load_raw(const void* base, int64_t index, DType d
 }
 
 template <int32_t kVec>
-__device__ inline void store_raw(void* base, int64_t index, DType dtype, const RawVec<kVec>& raw) {
+__device__ inline void store_raw(void* base, int64_t index, DType dtype, const RawVec<kVec>& raw,
+                                 bool is_aligned = true) {
   if constexpr (kVec <= 4) {
     if (is_float32<kVec>(dtype)) {
       Vec<uint32_t, kVec> out;
       memcpy(out.data, raw.words, sizeof(out));
-      return store_vec(static_cast<uint32_t*>(base) + index, out);
+      return store_vec(static_cast<uint32_t*>(base) + index, out, is_aligned);
     }
   }
   Vec<uint16_t, kVec> out;
@@ -70,7 +72,7 @@ __device__ inline void store_raw(void* base, int64_t index, DType dtype, const R
   } else {
     memcpy(out.data, raw.words, sizeof(out));
   }
-  store_vec(static_cast<uint16_t*>(base) + index, out);
+  store_vec(static_cast<uint16_t*>(base) + index, out, is_aligned);
 }
 
 __device__ inline float2 unpack_half2(uint32_t word) {
@@ -149,17 +151,18 @@ __device__ inline RawVec<kVec> from_floats(const float (&x)[kVec], DType dtype) 
 
 // Stores x rounded to the dtype and leaves in x what was stored.
 template <int32_t kVec>
-__device__ inline void store_rounded(void* base, int64_t index, DType dtype, float (&x)[kVec]) {
+__device__ inline void store_rounded(void* base, int64_t index, DType dtype, float (&x)[kVec],
+                                     bool is_aligned = true) {
   if constexpr (kVec <= 4) {
     if (is_float32<kVec>(dtype)) {
       Vec<float, kVec> out;
 #pragma unroll
       for (int32_t i = 0; i < kVec; ++i) out[i] = x[i];
-      return store_vec(static_cast<float*>(base) + index, out);
+      return store_vec(static_cast<float*>(base) + index, out, is_aligned);
     }
   }
   const RawVec<kVec> rounded = from_floats(x, dtype);
-  store_raw(base, index, dtype, rounded);
+  store_raw(base, index, dtype, rounded, is_aligned);
   to_floats(rounded, dtype, x);
 }
 

@@ -60,13 +60,14 @@ __device__ inline int32_t first_column() {
 struct PlainSource {
   const void* first;
   DType dtype;
+  bool is_aligned = true;  // or vectors are loaded element by element
 
   template <int32_t kVec>
   using Fetched = RawVec<kVec>;
 
   template <int32_t kVec>
   __device__ RawVec<kVec> fetch(int64_t offset) const {
-    return load_raw<kVec>(first, offset, dtype);
+    return load_raw<kVec>(first, offset, dtype, is_aligned);
   }
   template <int32_t kVec>
   __device__ void take(const RawVec<kVec>& fetched, int64_t, float (&values)[kVec]) const {
@@ -79,13 +80,13 @@ struct PlainSource {
 // a RegisterRow and is lost in a MemoryRow. The first pass over a row must be for_each_first, which is
 // where a MemoryRow uses the source itself.
 //
-// kIsFull: the row is exactly blockDim.x * kValues long, so that nothing needs a comparison. Without it a
+// kIsFullRow: the row is exactly blockDim.x * kValues long, so that nothing needs a comparison. Without it a
 // vector costs two or three instructions more in each pass.
-template <int32_t kVecWidth, int32_t kVectors, bool kIsFull>
+template <int32_t kVecWidth, int32_t kVectors, bool kIsFullRow>
 class RegisterRow {
  public:
   static constexpr int32_t kVec = kVecWidth;
-  static constexpr bool kInRegisters = true;
+  static constexpr bool kInRegisters = true, kIsFull = kIsFullRow;
   static constexpr int32_t kValues = kVec * kVectors;  // that a thread holds
 
   template <typename Source>
@@ -127,7 +128,7 @@ template <int32_t kVecWidth, typename Source>
 class MemoryRow {
  public:
   static constexpr int32_t kVec = kVecWidth;
-  static constexpr bool kInRegisters = false;
+  static constexpr bool kInRegisters = false, kIsFull = false;
   static constexpr int32_t kValues = kVec;
 
   __device__ MemoryRow(const Source& source, int64_t dim)
@@ -166,11 +167,12 @@ __device__ inline float amax_of(const float (&x)[kVec]) {
 }
 
 template <int32_t kVec>
-__device__ inline void store_symmetric(int8_t* q, const float (&x)[kVec], float inv_scale) {
+__device__ inline void store_symmetric(int8_t* q, const float (&x)[kVec], float inv_scale,
+                                       bool is_aligned = true) {
   Vec<int8_t, kVec> out;
 #pragma unroll
   for (int32_t i = 0; i < kVec; ++i) out[i] = quantize_symmetric(x[i], inv_scale);
-  store_vec(q, out);
+  store_vec(q, out, is_aligned);
 }
 
 }  // namespace mambaquant::cuda

@@ -77,4 +77,20 @@ __device__ inline int64_t opaque(int64_t x) {
   return x;
 }
 
+// The same elements one by one where addresses may lie between multiples of the vector's size.
+template <int32_t kCount, typename T>
+__device__ inline Vec<T, kCount> load_vec(const T* p, bool is_aligned) {
+  if (is_aligned) return load_vec<kCount>(p);
+  Vec<T, kCount> v;
+#pragma unroll
+  for (int32_t i = 0; i < kCount; ++i) v[i] = p[i];
+  return v;
+}
+template <int32_t kCount, typename T>
+__device__ inline void store_vec(T* p, const Vec<T, kCount>& v, bool is_aligned) {
+  if (is_aligned) return store_vec(p, v);
+#pragma unroll
+  for (int32_t i = 0; i < kCount; ++i) p[i] = v[i];
+}
+
 }  // namespace mambaquant::cuda
