@@ -18,23 +18,29 @@ struct UpdateRows {
   typename ReadoutRow<kReadout>::type C;
 };
 
-// B and C of one sequence to shared memory.
+// The thread's element of one sequence's B (the first 16 threads) or C (the next 16).
 template <Readout kReadout>
-__device__ inline void load_update_rows(const SelectiveScanParams& p, int64_t batch,
-                                        UpdateRows<kReadout>* rows) {
+__device__ inline float load_row_element(const SelectiveScanParams& p, int64_t batch) {
   const int32_t thread = static_cast<int32_t>(threadIdx.x), n = thread % kStates;
   if (thread < kStates) {
     const float B = load_element(p.B, p.B_dtype, batch * p.B_stride_batch + n);
-    reinterpret_cast<float*>(&rows->B)[n] =
-        __fmul_rn(B, p.B_scale == nullptr ? 1.0f : p.B_scale[n]);
+    return __fmul_rn(B, p.B_scale == nullptr ? 1.0f : p.B_scale[n]);
+  }
+  if (thread >= 2 * kStates) return 0.0f;
+  const float C = load_element(p.C, p.C_dtype, batch * p.C_stride_batch + n);
+  if (kReadout != Readout::kFloat) return C;
+  return __fmul_rn(C, p.C_scale == nullptr ? 1.0f : *p.C_scale);
+}
+template <Readout kReadout>
+__device__ inline void store_row_element(float element, UpdateRows<kReadout>* rows) {
+  const int32_t thread = static_cast<int32_t>(threadIdx.x), n = thread % kStates;
+  if (thread < kStates) {
+    reinterpret_cast<float*>(&rows->B)[n] = element;
   } else if (thread < 2 * kStates) {
     if constexpr (kReadout == Readout::kFloat) {
-      const float C = load_element(p.C, p.C_dtype, batch * p.C_stride_batch + n);
-      reinterpret_cast<float*>(&rows->C)[n] =
-          __fmul_rn(C, p.C_scale == nullptr ? 1.0f : *p.C_scale);
+      reinterpret_cast<float*>(&rows->C)[n] = element;
     } else {
-      reinterpret_cast<int8_t*>(&rows->C)[n] =
-          static_cast<const int8_t*>(p.C)[batch * p.C_stride_batch + n];
+      reinterpret_cast<int8_t*>(&rows->C)[n] = static_cast<int8_t>(element);
     }
   }
 }
@@ -62,6 +68,8 @@ __global__ void __launch_bounds__(kUpdateThreads, kUpdateBlocksPerSm)
   for (int64_t batch = first; batch < end; ++batch) {
     const int64_t state = batch * kStates * p.dim + column;
     const int64_t row = opaque(p.dim);
+    // Before the barrier, so that all loads of a sequence are in flight together.
+    const float element = load_row_element<kReadout>(p, batch);
     float h[kStates];
     load_initial_state(p, state, row, h);
     const float dt =
@@ -70,7 +78,7 @@ __global__ void __launch_bounds__(kUpdateThreads, kUpdateBlocksPerSm)
     const float z =
         p.z == nullptr ? 0.0f : load_element(p.z, p.z_dtype, batch * p.z_stride_batch + column);
     __syncthreads();
-    load_update_rows(p, batch, &rows);
+    store_row_element(element, &rows);
     __syncthreads();
     advance(h, A, rows.B, dt, __fmul_rn(dt, x_f));
     float y = skip.apply<kReadout>(read_out<kReadout>(h, rows.C, inv_readout_scale), x_f);

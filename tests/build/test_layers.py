@@ -12,6 +12,7 @@ TOOLKIT = re.compile(r"^(cuda_|cuda\.h|cub/|cutlass|cute/|thrust/)")
 # A kernel is compiled once per instruction set: a standard header with inline code could leave an AVX-512 copy
 # of a shared function behind (csrc/cpu/simd/simd.h, NOTE(odr)).
 KERNEL_HEADERS = {"cstdint", "cmath", "cstring", "immintrin.h"}
+BINDING_MAY_KNOW = {"cpu/isa.h", "cuda/gemm_path.h", "cuda/gemm_plan.h", "cuda/gemm_tiles.h"}
 COMPILED_ONCE = {"isa.cc", "isa.h", "selective_scan_plan.cc"}
 
 
@@ -70,9 +71,9 @@ def test_params_know_no_backend(path):
 
 @files("torch")
 def test_bindings_know_no_kernel(path):
-    """Only which instruction set or GEMM path is in use."""
+    """Only which instruction set, or which kernel of gemm, is in use: headers without kernels."""
     reached = [name for name in includes(path) if name.startswith(("cpu/", "cuda/"))]
-    assert [name for name in reached if name not in {"cpu/isa.h", "cuda/gemm_path.h"}] == []
+    assert [name for name in reached if name not in BINDING_MAY_KNOW] == []
 
 
 @files("torch")

@@ -43,6 +43,14 @@ def test_installation_holds_nothing_else():
     assert {t for t in tops if not t.startswith("mambaquant_ext")} == set()
 
 
+def test_every_folder_of_tests_is_collected():
+    """pytest passes over folders of some names, "build" among them, unless it is told not to."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    passed_over = re.search(r"^norecursedirs = \[([^\]]*)\]", project, re.MULTILINE)
+    assert passed_over is not None
+    assert "build" not in passed_over.group(1)
+
+
 def test_public_names_exist():
     for name in mambaquant_ext.__all__:
         assert getattr(mambaquant_ext, name) is not None
