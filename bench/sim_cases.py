@@ -121,8 +121,10 @@ def hadamard_cases() -> Iterator[SimCase]:
         for label, dtype in DTYPES.items():
             x = torch.randn(512, model.dim).to(dtype)
             given = {"x": x}
-            shape = f"512x{model.dim} {label} dynamic"
-            yield _case("hadamard_quantize", shape, given, x.numel(), limits)
+            shape = f"512x{model.dim} {label}"
+            yield _case("hadamard_quantize", f"{shape} dynamic", given, x.numel(), limits)
+            given = {"x": x, "inverse": True}
+            yield _case("hadamard_transform", f"{shape} inverse", given, x.numel(), limits)
 
 
 def conv1d_cases() -> Iterator[SimCase]:
@@ -235,6 +237,12 @@ def gemm_cases() -> Iterator[SimCase]:
                 }
                 shape = f"{model.name} {name} {m}x{n}x{k}"
                 yield _case("gemm_requantize", shape, given, m * n * k, {})
+                given = {key: given[key] for key in ("a", "packed", "layout", "a_scale", "b_scale")}
+                added = {**given, "residual": torch.randn(m, n)}
+                yield _case("gemm_dequantize", f"{shape} residual", added, m * n * k, {})
+            given = {"a": given["a"], "packed": packed, "layout": layout, "n": n}
+            yield _case("gemm", shape, given, m * n * k, {})
+            yield _case("pack_gemm_weight", f"{model.name} {name}", {"weight": weight}, n * k, {})
 
 
 GROUPS: dict[str, Callable[[], Iterator[SimCase]]] = {
