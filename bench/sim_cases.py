@@ -191,6 +191,15 @@ def _scan_arguments(
 def selective_scan_cases() -> Iterator[SimCase]:
     """One long sequence, where the device must be filled by splitting it, and many; single tokens."""
     f32, f16 = torch.float32, torch.float16
+    for readout in ("float", "int8", "rotated"):
+        given = _scan_arguments(1, TOKENS, M130.dim, readout, f32, f32)
+        shape = f"1x{TOKENS}x{M130.dim} {readout} f32, in sequence"
+        states = TOKENS * M130.dim * 16
+        yield _case("selective_scan", shape, {**given, "chunk_size": TOKENS}, states, SCAN)
+    for chunk_size, how in ((0, "dt and y f16"), (TOKENS, "dt and y f16, in sequence")):
+        given = _scan_arguments(1, TOKENS, M130.dim, "rotated", f16, f16)
+        shape = f"1x{TOKENS}x{M130.dim} rotated, {how}"
+        yield _case("selective_scan", shape, {**given, "chunk_size": chunk_size}, states, SCAN)
     for dim in (M130.dim, M2800.dim):
         for readout in ("float", "int8", "rotated"):
             given = _scan_arguments(1, TOKENS, dim, readout, f32, f32)
