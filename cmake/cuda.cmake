@@ -108,8 +108,6 @@ if(NOT MBQ_CUDA STREQUAL "OFF")
   if(MBQ_CUDA_PROBLEM)
     mbq_fail("MBQ_CUDA=${MBQ_CUDA}: ${MBQ_CUDA_PROBLEM}; for the CPU backend alone, set MBQ_CUDA=OFF")
   endif()
-  # Named where it is linked: torch's own, or the simulator in its place.
-  set(CMAKE_CUDA_RUNTIME_LIBRARY None)
   if(MBQ_CUDA STREQUAL "ON")
     include(torch_cuda)
   endif()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-REPORT = ("ptxas info", "    ", "ptxas warning : Potential Performance Loss")
+REPORT = ("ptxas info", "    ")
 
 
 def main(command: list[str]) -> int:

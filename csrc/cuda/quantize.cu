@@ -3,6 +3,7 @@
 
 #include "cuda/common/launch.h"
 #include "cuda/quantize_kernel.cuh"
+#include "mambaquant/dispatch.h"
 
 namespace mambaquant::cuda {
 

@@ -16,6 +16,9 @@
 
 #include "mambaquant/types.h"
 #include "torch/checks.h"
+#ifdef MBQ_WITH_SIMULATOR
+#include "torch/simulator.h"
+#endif
 
 namespace mambaquant::binding {
 
@@ -54,7 +57,6 @@ inline constexpr bool kHasCuda = true;
 inline bool runs_on_cuda(const Tensor& x) { return x.is_cuda(); }
 #elif defined(MBQ_WITH_SIMULATOR)
 inline constexpr bool kHasCuda = true;
-bool is_simulating();
 inline bool runs_on_cuda(const Tensor&) { return is_simulating(); }
 #else
 inline constexpr bool kHasCuda = false;

@@ -3,9 +3,7 @@
 #include <cuda_runtime_api.h>
 #include <cudasim.h>
 
-#include <algorithm>
 #include <atomic>
-#include <mutex>
 #include <stdexcept>
 #include <vector>
 

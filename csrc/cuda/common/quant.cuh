@@ -31,10 +31,6 @@ __device__ inline int8_t quantize_clamped(float x, float inv_scale, float zero_p
   const float q = __fadd_rn(__fmul_rn(x, inv_scale), kRounder);
   return static_cast<int8_t>(clamp_shifted(__fadd_rn(q, zero_point), qmin));
 }
-__device__ inline int8_t quantize_asymmetric(float x, float inv_scale, float zero_point) {
-  return quantize_clamped(x, inv_scale, zero_point, static_cast<float>(kQMinAsymmetric));
-}
-
 __device__ inline float scale_from_amax(float amax) {
   return __fdiv_rn(fmaxf(amax, kTinyAmax), static_cast<float>(kQMax));
 }

@@ -1,5 +1,4 @@
-// Reductions over a warp and over a block. Every thread gets the result; the order of additions
-// depends on the block's size alone.
+// Reductions over a warp, in an order that depends on nothing, and what else a warp or some warps do together.
 #pragma once
 
 #include <cstdint>
@@ -23,23 +22,6 @@ __device__ inline float warp_reduce(float x) {
 #pragma unroll
   for (int32_t offset = kWidth / 2; offset > 0; offset /= 2) {
     x = Op::apply(x, __shfl_xor_sync(kFullMask, x, offset));
-  }
-  return x;
-}
-
-// `partial` holds a float for each warp of the block, kThreads / 32. Begins with a barrier, so that
-// the same memory may serve again and again.
-template <typename Op, int32_t kThreads>
-__device__ inline float block_reduce(float x, float* partial) {
-  static_assert(kThreads % kWarpSize == 0 && kThreads <= 1024);
-  constexpr int32_t kWarps = kThreads / kWarpSize;
-  x = warp_reduce<Op>(x);
-  if constexpr (kWarps > 1) {
-    const int32_t lane = static_cast<int32_t>(threadIdx.x) % kWarpSize;
-    __syncthreads();
-    if (lane == 0) partial[threadIdx.x / kWarpSize] = x;
-    __syncthreads();
-    x = warp_reduce<Op>(lane < kWarps ? partial[lane] : Op::identity());
   }
   return x;
 }

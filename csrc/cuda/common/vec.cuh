@@ -7,25 +7,7 @@
 
 #include <cstdint>
 
-#include "mambaquant/dispatch.h"
-
 namespace mambaquant::cuda {
-
-// The device's type of a storage type.
-template <typename T>
-struct DeviceType {
-  using type = T;
-};
-template <>
-struct DeviceType<Float16> {
-  using type = __half;
-};
-template <>
-struct DeviceType<BFloat16> {
-  using type = __nv_bfloat16;
-};
-template <typename Tag>
-using device_type_of = typename DeviceType<typename Tag::type>::type;
 
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(__half x) { return __half2float(x); }

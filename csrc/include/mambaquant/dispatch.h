@@ -25,21 +25,19 @@ struct IntTag {
 
 }  // namespace mambaquant
 
-// Calls the body (a generic lambda) with TypeTag<float | Float16 | BFloat16>.
-#define MBQ_DISPATCH_FLOAT(dtype, ...)                                                  \
-  ((dtype) == ::mambaquant::DType::kF32 ? (__VA_ARGS__)(::mambaquant::TypeTag<float>{}) \
-   : (dtype) == ::mambaquant::DType::kF16                                               \
-       ? (__VA_ARGS__)(::mambaquant::TypeTag<::mambaquant::Float16>{})                  \
-   : (dtype) == ::mambaquant::DType::kBF16                                              \
-       ? (__VA_ARGS__)(::mambaquant::TypeTag<::mambaquant::BFloat16>{})                 \
+// Calls `body` (a generic lambda) with TypeTag<float | Float16 | BFloat16>.
+#define MBQ_DISPATCH_FLOAT(dtype, body)                                                            \
+  ((dtype) == ::mambaquant::DType::kF32   ? (body)(::mambaquant::TypeTag<float>{})                 \
+   : (dtype) == ::mambaquant::DType::kF16 ? (body)(::mambaquant::TypeTag<::mambaquant::Float16>{}) \
+   : (dtype) == ::mambaquant::DType::kBF16                                                         \
+       ? (body)(::mambaquant::TypeTag<::mambaquant::BFloat16>{})                                   \
        : ::mambaquant::Status::unsupported("expected dtype float32, float16 or bfloat16"))
 
 // As above, and int8 too.
-#define MBQ_DISPATCH_FLOAT_OR_INT8(dtype, ...)                                          \
-  ((dtype) == ::mambaquant::DType::kI8 ? (__VA_ARGS__)(::mambaquant::TypeTag<int8_t>{}) \
-                                       : MBQ_DISPATCH_FLOAT(dtype, __VA_ARGS__))
+#define MBQ_DISPATCH_FLOAT_OR_INT8(dtype, body)                                  \
+  ((dtype) == ::mambaquant::DType::kI8 ? (body)(::mambaquant::TypeTag<int8_t>{}) \
+                                       : MBQ_DISPATCH_FLOAT(dtype, body))
 
-// Calls the body with IntTag<1> or IntTag<0>.
-#define MBQ_DISPATCH_BOOL(condition, ...)                 \
-  ((condition) ? (__VA_ARGS__)(::mambaquant::IntTag<1>{}) \
-               : (__VA_ARGS__)(::mambaquant::IntTag<0>{}))
+// Calls `body` with IntTag<1> or IntTag<0>.
+#define MBQ_DISPATCH_BOOL(condition, body) \
+  ((condition) ? (body)(::mambaquant::IntTag<1>{}) : (body)(::mambaquant::IntTag<0>{}))
