@@ -90,22 +90,27 @@ def causal_conv(
 def selective_scan(
     x: Tensor,
     delta: Tensor,
+    A: Tensor,
     B: Tensor,
     C: Tensor,
-    weights: MixerWeights,
-    initial: Tensor | None,
-    tap: Tap,
+    D: Tensor,
+    initial: Tensor | None = None,
+    *,
+    rotates_state: bool = False,
+    see_state: Callable[[Tensor], Tensor] = lambda state: state,
 ) -> tuple[Tensor, Tensor]:
     """h_t = exp(delta_t A) h_{t-1} + delta_t x_t B_t; y_t = h_t C_t + D x_t (algorithm section 1.1, 6-8).
 
     Args:
         x: (batch, seqlen, dim).
         delta: (batch, seqlen, dim), after softplus.
+        A: (dim, dstate), negative.
         B: (batch, seqlen, dstate).
         C: (batch, seqlen, dstate).
-        weights: for A, D and whether the state axis is rotated.
+        D: (dim,).
         initial: (batch, dim, dstate) or None for zeros.
-        tap: sees site "h".
+        rotates_state: the read-out takes h H, H the Hadamard matrix of the state axis.
+        see_state: sees, and may replace, the (rotated) states of a few tokens, (tokens, batch, dim, dstate).
 
     Returns:
         y: (batch, seqlen, dim).
@@ -113,20 +118,20 @@ def selective_scan(
     """
     batch, seqlen, dim = x.shape
     h = x.new_zeros(batch, dim, B.shape[2]) if initial is None else initial.to(x.dtype)
-    rotation = hadamard_matrix(B.shape[2], x.dtype) if weights.has_state_rotation else None
+    rotation = hadamard_matrix(B.shape[2], x.dtype) if rotates_state else None
     # Time first, so that the states of one token are contiguous.
     delta, drive, B, C = (t.transpose(0, 1) for t in (delta, delta * x, B, C))
     blocks = []
     for start in range(0, seqlen, SCAN_BLOCK):
         block = slice(start, min(start + SCAN_BLOCK, seqlen))
-        decay = (delta[block, ..., None] * weights.A).exp_()
+        decay = (delta[block, ..., None] * A).exp_()
         states = drive[block, ..., None] * B[block, :, None, :]
         for t in range(len(states)):
             h = states[t].addcmul_(decay[t], h)
-        seen = tap("h", states if rotation is None else states @ rotation)
+        seen = see_state(states if rotation is None else states @ rotation)
         blocks.append((seen @ C[block, ..., None]).squeeze(-1))
     y = torch.cat(blocks).transpose(0, 1) if blocks else torch.zeros_like(x)
-    return y + weights.D * x, h.clone()
+    return y + D * x, h.clone()
 
 
 def mixer_forward(
@@ -166,7 +171,17 @@ def mixer_forward(
     C = tap("C", F.linear(x, weights.x_C))
     delta = F.softplus(F.linear(dt, weights.dt, weights.dt_bias))
     initial = None if state is None else state.ssm
-    y, ssm_state = selective_scan(x, delta, B, C, weights, initial, tap)
+    y, ssm_state = selective_scan(
+        x,
+        delta,
+        weights.A,
+        B,
+        C,
+        weights.D,
+        initial,
+        rotates_state=weights.has_state_rotation,
+        see_state=lambda state: tap("h", state),
+    )
     v = y * z * torch.sigmoid(weights.gate_scale * z)
     if weights.has_out_rotation:
         v = v @ hadamard_matrix(weights.dim, v.dtype)
