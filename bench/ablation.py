@@ -38,7 +38,7 @@ SIGNAL_WINDOWS = 4
 
 def steps() -> dict[str, Recipe]:
     """Row label to recipe; each row adds to the one above."""
-    rtn = recipe("rtn").replace(quantize_lm_head=False, quantize_embedding=False)
+    rtn = recipe("rtn").replace(quantize_head=False, quantize_embedding=False)
     hadamard = rtn.replace(residual_rotation=Rotation.HADAMARD, dt_rotation=Rotation.HADAMARD)
     klt = hadamard.replace(residual_rotation=Rotation.KLT, dt_rotation=Rotation.KLT)
     online = klt.replace(out_rotation=True, state_rotation=True)
@@ -56,7 +56,7 @@ def steps() -> dict[str, Recipe]:
 
 def leave_one_out() -> dict[str, Recipe]:
     """Row label to recipe: the whole method, then without each part."""
-    whole = recipe("w8a8").replace(quantize_lm_head=False, quantize_embedding=False)
+    whole = recipe("w8a8").replace(quantize_head=False, quantize_embedding=False)
     return {
         "MambaQuant": whole,
         "without K": whole.replace(

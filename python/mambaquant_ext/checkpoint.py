@@ -7,10 +7,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mambaquant_ext.artifacts import CheckpointError, PackedModel, load_packed, save_packed
+from torch import nn
+
+from mambaquant_ext.artifacts import (
+    CheckpointError,
+    PackedHead,
+    PackedModel,
+    load_packed,
+    save_packed,
+)
 from mambaquant_ext.artifacts.files import METADATA_FILE, read_json
 from mambaquant_ext.config import Fidelity
-from mambaquant_ext.model.checkpoint import skeleton
+from mambaquant_ext.model.adapters import adapter
+from mambaquant_ext.model.checkpoint import empty_model, skeleton
 from mambaquant_ext.model.hf import import_transformers, refusals_as
 from mambaquant_ext.run.swap import swap_
 
@@ -34,7 +43,8 @@ def save(
 
     Args:
         packed: from `quantize_`.
-        config: the float model's configuration (`model.config`), a transformers MambaConfig.
+        config: the float model's configuration: transformers' `model.config`, or plain values, from which the
+            model's adapter can build an equal one.
         folder: made if absent; files of the same names are replaced.
         companions: folder of the float model whose tokenizer files are copied along.
 
@@ -46,12 +56,10 @@ def save(
     (folder / METADATA_FILE).unlink(
         missing_ok=True
     )  # written last: a half-written folder never loads
-    values = {
-        **config.to_dict(),
-        "tie_word_embeddings": False,
-        "dtype": "float32",
-        "quantization_config": {"quant_method": "mambaquant"},
-    }
+    values = config if isinstance(config, dict) else config.to_dict()
+    if packed.head is not None:
+        values = {**values, "tie_word_embeddings": False, "dtype": "float32"}
+    values = {**values, "quantization_config": {"quant_method": "mambaquant"}}
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     if companions is not None:
         for name in COMPANIONS:
@@ -61,49 +69,67 @@ def save(
     save_packed(packed, folder)
 
 
-def load(folder: str | Path, fidelity: Fidelity = Fidelity.INTEGER, verify: bool = True) -> Any:
-    """A quantized model that runs; its logits are the bits of the model that was saved.
+def load(
+    folder: str | Path,
+    fidelity: Fidelity = Fidelity.INTEGER,
+    verify: bool = True,
+    model: nn.Module | None = None,
+) -> Any:
+    """A quantized model that runs; its outputs are the bits of the model that was saved.
 
     Args:
         folder: written by `save`.
         fidelity: int8 kernels, or their emulation in float.
         verify: compare the tensor file's checksum.
+        model: of the class that was quantized, with weights of any value, changed in place. Needed where this
+            package cannot build one from config.json.
 
     Returns:
-        transformers.MambaForCausalLM with quantized modules, in eval mode.
+        transformers.MambaForCausalLM, the vision model of config.json, or `model`, with quantized modules, in eval
+        mode.
 
     Raises:
         CheckpointError: a missing, truncated, edited, newer or foreign file; names it and the field.
-        ValueError: fewer than 8 bits with Fidelity.INTEGER.
-        ImportError: transformers is not installed.
+        ValueError: fewer than 8 bits with Fidelity.INTEGER, or a model of another structure.
+        ImportError: transformers is not installed, for a language model.
+        NotImplementedError: a model is needed and none was given.
     """
     folder = Path(folder)
     packed = load_packed(folder, verify)
-    model = _skeleton(folder, packed)
-    path = folder / "generation_config.json"
-    if path.is_file():
-        options, transformers = read_json(path), import_transformers()
-        with refusals_as(CheckpointError, path):
-            model.generation_config = transformers.GenerationConfig.from_dict(options)
+    if model is None:
+        is_language_model = packed.head is not None
+        model = (
+            _skeleton(folder, packed, packed.head) if is_language_model else _built(folder, packed)
+        )
     swap_(model, packed, fidelity)
     return model
 
 
-def _skeleton(folder: Path, packed: PackedModel) -> Any:
-    """The model of config.json, without storage, checked against the packed model."""
+def _built(folder: Path, packed: PackedModel) -> nn.Module:
+    """The model of config.json without storage."""
     path = folder / "config.json"
     values = read_json(path)
-    sizes, vocab = packed.blocks[0].sizes, packed.head.embedding.shape[0]
+    values.pop("quantization_config", None)
+    try:
+        return empty_model(adapter(packed.adapter), values)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _skeleton(folder: Path, packed: PackedModel, head: PackedHead) -> Any:
+    """The language model of config.json, without storage, checked against the packed model."""
+    path = folder / "config.json"
+    values = read_json(path)
+    layout, vocab = packed.blocks[0].layout, head.embedding.shape[0]
     expected = {
         "model_type": "mamba",
-        "hidden_size": sizes.hidden,
-        "state_size": sizes.dstate,
-        "time_step_rank": sizes.dt_rank,
-        "conv_kernel": sizes.width,
+        "hidden_size": layout.hidden,
+        "state_size": layout.branches[0].dstate,
+        "conv_kernel": layout.convs[0].kernel[0],
         "vocab_size": vocab,
         "num_hidden_layers": len(packed.blocks),
-        "intermediate_size": sizes.dim,
-        "layer_norm_epsilon": packed.options.norm_eps,
+        "intermediate_size": layout.dim,
+        "layer_norm_epsilon": layout.norm_eps,
     }
     for name, value in expected.items():
         found = values.get(name)
@@ -112,4 +138,10 @@ def _skeleton(folder: Path, packed: PackedModel) -> Any:
     values.pop("quantization_config", None)
     transformers = import_transformers()
     with refusals_as(CheckpointError, path):
-        return skeleton(transformers.MambaConfig.from_dict(values))
+        model = skeleton(transformers.MambaConfig.from_dict(values))
+    path = folder / "generation_config.json"
+    if path.is_file():
+        options = read_json(path)
+        with refusals_as(CheckpointError, path):
+            model.generation_config = transformers.GenerationConfig.from_dict(options)
+    return model

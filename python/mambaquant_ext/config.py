@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
 
 class Rotation(str, enum.Enum):
@@ -54,9 +54,11 @@ class Recipe:
         weight_bits: 2 to 8, symmetric per output channel. Fewer than 8 run emulated only.
         activation_bits: 2 to 8. Fewer than 8 run emulated only.
         gate_bits: bits of the gate z, 2 to 8.
-        quantize_lm_head: the head's weight and input at weight_bits and activation_bits; otherwise float32.
+        quantize_head: the head's weight and input at weight_bits and activation_bits; otherwise float32. Models
+            whose head the adapter does not name keep it in float.
         quantize_embedding: the embedding table as int8 with one scale a row; otherwise float16.
-        residual_rotation: R1, rotation of the residual stream, folded into the weights.
+        residual_rotation: R1, rotation of the residual stream, folded into the weights; where a model's stream cannot
+            be rotated as a whole, an online Hadamard transform between norm and in_proj.
         out_rotation: R2, online Hadamard transform before out_proj.
         state_rotation: R4, Hadamard transform of the state axis at the h C read-out.
         dt_rotation: R5, rotation inside the low-rank pair x_proj -> dt_proj, per layer.
@@ -65,6 +67,7 @@ class Recipe:
         smooth_dt: S5, smoothing of dt between x_proj and dt_proj.
         smooth_in: S1, SmoothQuant between the norm and in_proj; not with a residual_rotation.
         center_dt: subtracts the calibrated mid-range of dt, exact in floating point.
+        separate_class_token: the class token of a vision model has a range of its own at out_proj's input.
         quantize_readout: int8 h C product (level L2); otherwise the read-out is float (level L1).
         observer: how static ranges are chosen.
         percentile: share of values inside the range, per sign, with Observer.PERCENTILE.
@@ -76,7 +79,7 @@ class Recipe:
     weight_bits: int = 8
     activation_bits: int = 8
     gate_bits: int = 8
-    quantize_lm_head: bool = True
+    quantize_head: bool = True
     quantize_embedding: bool = True
     residual_rotation: Rotation = Rotation.KLT
     out_rotation: bool = True
@@ -87,6 +90,7 @@ class Recipe:
     smooth_dt: bool = True
     smooth_in: bool = False
     center_dt: bool = True
+    separate_class_token: bool = True
     quantize_readout: bool = True
     observer: Observer = Observer.PERCENTILE
     percentile: float = 0.999999
@@ -186,6 +190,7 @@ _UNTRANSFORMED: dict[str, Any] = {
     "smooth_state": False,
     "smooth_dt": False,
     "center_dt": False,
+    "separate_class_token": False,
     "observer": Observer.ABSMAX,
     "granularity": Granularity.PER_TENSOR,
 }

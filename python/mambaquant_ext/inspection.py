@@ -9,13 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambaquant_ext.calibrate import collect_moments
-from mambaquant_ext.calibrate.collect import token_ids
+from mambaquant_ext.calibrate import CalibrationRun, collect_moments
 from mambaquant_ext.config import Recipe, Rotation
-from mambaquant_ext.model import LanguageModelWeights, language_model_forward
-from mambaquant_ext.model.forward import Tap
-from mambaquant_ext.pipeline import folded
-from mambaquant_ext.transform import transform
+from mambaquant_ext.model.forward import Tap, no_tap
+from mambaquant_ext.pipeline import Source
 
 # Each site and the switches that change it, in the order in which they act.
 STEPS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -33,7 +30,8 @@ class SiteStatistics:
 
     Attributes:
         layer: index of the block.
-        site: see mambaquant_ext.model.forward.Tap; channels of "h" are its states.
+        site: see mambaquant_ext.model.forward.Tap, without the index where a block has one branch; channels of "h"
+            are its states.
         step: "float" or the transform just applied.
         variance_spread: largest over median channel variance; 1 is ideal.
         max_over_rms: largest magnitude over root mean square of the whole tensor.
@@ -76,25 +74,28 @@ class _ChannelMoments:
 
 @torch.no_grad()
 def _observe(
-    model: LanguageModelWeights, batches: list[Tensor], sites: set[str]
+    run: CalibrationRun, batches: list[Any], sites: set[str]
 ) -> dict[tuple[int, str], tuple[float, float]]:
-    moments = {(i, site): _ChannelMoments() for i in range(len(model.layers)) for site in sites}
+    moments: dict[tuple[int, str], _ChannelMoments] = {}
 
     def layer_tap(index: int) -> Tap:
         def tap(site: str, value: Tensor) -> Tensor:
-            if site in sites:
-                moments[index, site].add(value)
+            name, _, _ = site.partition(".")
+            if name in sites:
+                is_alone = len(run.layers[index].branches) == 1
+                label = name if is_alone or name in ("in", "out") else site
+                moments.setdefault((index, label), _ChannelMoments()).add(value)
             return value
 
         return tap
 
-    for ids in batches:
-        language_model_forward(model, ids, layer_tap)
+    for batch in batches:
+        run.run(batch, layer_tap, no_tap)
     return {key: moment.statistics() for key, moment in moments.items()}
 
 
 def inspect_transforms(
-    weights: LanguageModelWeights,
+    source: Source,
     batches: Iterable[Any],
     recipe: Recipe,
     progress: Callable[[int], None] = lambda _done: None,
@@ -102,8 +103,8 @@ def inspect_transforms(
     """Channel spread and outliers of every rotated or smoothed tensor, step by step.
 
     Args:
-        weights: the float model.
-        batches: token batches, see `quantize_weights`.
+        source: the float model.
+        batches: see `quantize_`.
         recipe: its switches name the steps; those that are off are left out.
         progress: called with the number of steps done, of `transform_steps(recipe)`.
 
@@ -111,11 +112,11 @@ def inspect_transforms(
         Rows ordered by step, layer and site.
 
     Raises:
-        ValueError, TypeError: as `quantize_weights`.
+        ValueError, TypeError: as `quantize_`.
     """
-    ids = [token_ids(batch) for batch in batches]
-    model = folded(weights, recipe)
-    moments = collect_moments(model, ids)
+    kept = list(batches)
+    run = source.folded_run(recipe)
+    moments = collect_moments(run, kept)
     off: dict[str, Any] = {
         "residual_rotation": Rotation.NONE,
         "dt_rotation": Rotation.NONE,
@@ -129,11 +130,11 @@ def inspect_transforms(
     }
     current = recipe.replace(**off)
     steps = _ordered_steps(recipe)
-    rows = _rows("float", _observe(model, ids, set(STEPS)))
+    rows = _rows("float", _observe(run, kept, set(STEPS)))
     progress(1)
     for done, (step, switch, sites) in enumerate(steps, 2):
         current = current.replace(**{switch: getattr(recipe, switch)})
-        rows += _rows(step, _observe(transform(model, moments, current), ids, sites))
+        rows += _rows(step, _observe(source.transformed_run(moments, current), kept, sites))
         progress(done)
     return rows
 

@@ -52,7 +52,7 @@ def folder(saved, tmp_path):
         ("rtn", {}),
         ("smoothquant", {}),
         ("quarot", {}),
-        ("w8a8", {"quantize_lm_head": False}),
+        ("w8a8", {"quantize_head": False}),
         ("w8a8", {"quantize_embedding": False}),
         ("w8a8", {"state_rotation": False, "quantize_readout": False}),
         ("w8a8", {"out_rotation": False}),

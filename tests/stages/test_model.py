@@ -334,7 +334,7 @@ def test_model_of_bfloat16_weights_is_quantized_as_its_float32_values():
 @pytest.mark.parametrize("embedding", [False, True])
 @pytest.mark.parametrize("fidelity", list(Fidelity))
 def test_ends_in_int8_or_float_stay_close_to_the_float_model(head, embedding, fidelity):
-    model = quantized(fidelity=fidelity, quantize_lm_head=head, quantize_embedding=embedding)
+    model = quantized(fidelity=fidelity, quantize_head=head, quantize_embedding=embedding)
     ids = tokens(2, 20)
     assert model.backbone.embeddings.weight.dtype == (torch.int8 if embedding else torch.float16)
     assert model.lm_head.q_weight.dtype == (torch.int8 if head else torch.float32)

@@ -308,10 +308,10 @@ def test_a_float_read_out_has_scales_of_one():
 
 
 @pytest.mark.parametrize("quantize_embedding", [False, True])
-@pytest.mark.parametrize("quantize_lm_head", [False, True])
-def test_the_ends_are_int8_or_float_as_the_recipe_says(quantize_embedding, quantize_lm_head):
+@pytest.mark.parametrize("quantize_head", [False, True])
+def test_the_ends_are_int8_or_float_as_the_recipe_says(quantize_embedding, quantize_head):
     recipe = PRESETS["rtn"].replace(
-        quantize_embedding=quantize_embedding, quantize_lm_head=quantize_lm_head, weight_bits=6
+        quantize_embedding=quantize_embedding, quantize_head=quantize_head, weight_bits=6
     )
     packed, model, ranges = packed_model(models.REAL, recipe)
     head = packed.head
@@ -324,7 +324,7 @@ def test_the_ends_are_int8_or_float_as_the_recipe_says(quantize_embedding, quant
     else:
         assert_equal(head.embedding, model.embedding.to(torch.float16))
         assert head.embedding_scale is None
-    if quantize_lm_head:
+    if quantize_head:
         codes, scale = quantize_weight(model.lm_head, 6)
         assert_equal(head.lm_head, codes)
         assert_equal(head.lm_head_scale, scale)
@@ -335,7 +335,7 @@ def test_the_ends_are_int8_or_float_as_the_recipe_says(quantize_embedding, quant
     assert set(head.tensors()) == {
         "embedding", "norm_f", "lm_head",
         *(["embedding_scale"] if quantize_embedding else []),
-        *(["lm_head_scale", "head_scale"] if quantize_lm_head else []),
+        *(["lm_head_scale", "head_scale"] if quantize_head else []),
     }  # fmt: skip
 
 

@@ -1,26 +1,49 @@
 """What the stages hand to each other: calibration statistics, packed models, and their files."""
 
 from mambaquant_ext.artifacts.files import CheckpointError, load_packed, read_metadata, save_packed
+from mambaquant_ext.artifacts.layout import (
+    BlockLayout,
+    BranchLayout,
+    ConvLayout,
+    Merge,
+    NormKind,
+    Skip,
+)
 from mambaquant_ext.artifacts.packed import (
-    BlockOptions,
-    BlockSizes,
     PackedBlock,
+    PackedBranch,
+    PackedConv,
     PackedHead,
+    PackedLinear,
     PackedModel,
 )
-from mambaquant_ext.artifacts.stats import LayerMoments, MomentStats, Range, RangeStats
+from mambaquant_ext.artifacts.stats import (
+    BranchMoments,
+    LayerMoments,
+    MomentStats,
+    Range,
+    RangeStats,
+)
 
 __all__ = [
-    "BlockOptions",
-    "BlockSizes",
+    "BlockLayout",
+    "BranchLayout",
+    "BranchMoments",
     "CheckpointError",
+    "ConvLayout",
     "LayerMoments",
+    "Merge",
     "MomentStats",
+    "NormKind",
     "PackedBlock",
+    "PackedBranch",
+    "PackedConv",
     "PackedHead",
+    "PackedLinear",
     "PackedModel",
     "Range",
     "RangeStats",
+    "Skip",
     "load_packed",
     "read_metadata",
     "save_packed",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,16 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mambaquant_ext.artifacts.packed import (
-    BlockOptions,
-    BlockSizes,
-    PackedBlock,
-    PackedHead,
-    PackedModel,
-)
+from mambaquant_ext.artifacts.layout import BlockLayout
+from mambaquant_ext.artifacts.packed import PackedBlock, PackedHead, PackedLinear, PackedModel
+from mambaquant_ext.artifacts.structure import from_json
 from mambaquant_ext.config import Recipe
 
-FORMAT, FORMAT_VERSION = "mambaquant", 1
+FORMAT, FORMAT_VERSION = "mambaquant", 2
 INT8_MIN, INT8_MAX = -128, 127
 TENSORS_FILE, METADATA_FILE = "model.safetensors", "mambaquant.json"
 
@@ -54,20 +49,27 @@ def save_packed(model: PackedModel, folder: Path) -> None:
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"head.{name}": tensor for name, tensor in model.head.tensors().items()}
+    tensors = {f"surroundings.{name}": tensor for name, tensor in model.surroundings.items()}
+    if model.head is not None:
+        tensors.update({f"head.{name}": tensor for name, tensor in model.head.tensors().items()})
+    if model.linear is not None:
+        fields = dataclasses.fields(model.linear)
+        tensors.update({f"linear.{f.name}": getattr(model.linear, f.name) for f in fields})
     for index, block in enumerate(model.blocks):
         tensors.update({f"layers.{index}.{name}": t for name, t in block.tensors().items()})
     (folder / METADATA_FILE).unlink(missing_ok=True)
     with _replacing(folder / TENSORS_FILE) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"format": FORMAT})
+        save_file(_without_sharing(tensors), temporary, {"format": FORMAT})
         checksum = _sha256(temporary)
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
+        "adapter": model.adapter,
         "recipe": model.recipe.to_dict(),
-        "block": dataclasses.asdict(model.blocks[0].sizes),
-        "options": dataclasses.asdict(model.options),
-        "layers": len(model.blocks),
+        "has_head": model.head is not None,
+        "linear": model.linear_name,
+        "names": list(model.names),
+        "layers": [dataclasses.asdict(block.layout) for block in model.blocks],
         "calibration": dict(model.provenance),
         "tensors_sha256": checksum,
     }
@@ -91,23 +93,63 @@ def load_packed(folder: Path, verify: bool = True) -> PackedModel:
         recipe = Recipe.from_dict(_field(metadata, "recipe", dict, where))
     except ValueError as error:
         raise CheckpointError(f"{where}: {error}") from None
-    sizes = _dataclass(BlockSizes, metadata, "block", where)
-    options = _dataclass(BlockOptions, metadata, "options", where)
-    _check_options(options, recipe, where)
-    layers = _field(metadata, "layers", int, where)
+    layouts = _layouts(metadata, recipe, where)
+    names = _field(metadata, "names", list, where)
+    if len(names) != len(layouts) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{where}: names: expected {len(layouts)} strings, got {names!r}")
+    linear_name = metadata.get("linear")
+    if linear_name is not None and not isinstance(linear_name, str):
+        raise CheckpointError(f"{where}: linear: expected str, got {linear_name!r}")
+    adapter, has_head = (
+        _field(metadata, "adapter", str, where),
+        _field(metadata, "has_head", bool, where),
+    )
     calibration = _field(metadata, "calibration", dict, where)
     checksum = _field(metadata, "tensors_sha256", str, where)
-    for name, size in {"layers": layers, **dataclasses.asdict(sizes)}.items():
-        if size < 1:
-            raise CheckpointError(f"{where}: {name}: expected at least 1, got {size}")
     tensors = _read_tensors(folder / TENSORS_FILE, checksum if verify else None)
-    blocks = tuple(_block(tensors, index, sizes, folder) for index in range(layers))
-    head = _head(tensors, sizes, folder)
+    blocks = tuple(_block(tensors, index, layout, folder) for index, layout in enumerate(layouts))
+    head = _head(tensors, layouts[0].hidden, folder) if has_head else None
+    linear = None if linear_name is None else _linear(tensors, folder)
+    surroundings = {} if has_head else _surroundings(tensors, folder)
     if tensors:
         raise CheckpointError(f"{folder / TENSORS_FILE}: unknown tensor {min(tensors)}")
     return PackedModel(
-        blocks=blocks, options=options, head=head, recipe=recipe, provenance=calibration
+        adapter=adapter,
+        names=tuple(names),
+        blocks=blocks,
+        head=head,
+        surroundings=surroundings,
+        linear_name=linear_name,
+        linear=linear,
+        recipe=recipe,
+        provenance=calibration,
     )
+
+
+def _layouts(metadata: Mapping[str, Any], recipe: Recipe, where: Path) -> list[BlockLayout]:
+    values = _field(metadata, "layers", list, where)
+    if not values:
+        raise CheckpointError(f"{where}: layers: expected at least 1, got 0")
+    try:
+        layouts = [from_json(BlockLayout, v, f"layers[{i}]") for i, v in enumerate(values)]
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from None
+    for index, layout in enumerate(layouts):
+        _check_layout(layout, recipe, f"{where}: layers[{index}]")
+    return layouts
+
+
+def _without_sharing(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors of which no two share storage, as safetensors wants them."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        own = tensor.contiguous()
+        if own.untyped_storage().data_ptr() in seen:
+            own = own.clone()
+        seen.add(own.untyped_storage().data_ptr())
+        result[name] = own
+    return result
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -126,8 +168,14 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         )
     version = metadata.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
-        newer = type(version) is int and version > FORMAT_VERSION
-        hint = "; it was made by a newer mambaquant_ext, upgrade to read it" if newer else ""
+        hint = ""
+        if type(version) is int:
+            is_newer = version > FORMAT_VERSION
+            hint = (
+                "; it was made by a newer mambaquant_ext, upgrade to read it"
+                if is_newer
+                else "; it was made by an older mambaquant_ext, quantize the float model again"
+            )
         raise CheckpointError(
             f"{path}: format_version: expected {FORMAT_VERSION}, got {version!r}{hint}"
         )
@@ -158,8 +206,8 @@ def read_json(path: Path, refusal: type[ValueError] = CheckpointError) -> dict[s
     return values
 
 
-def _check_options(options: BlockOptions, recipe: Recipe, where: Path) -> None:
-    """What both the recipe and the options say must be the same."""
+def _check_layout(layout: BlockLayout, recipe: Recipe, where: str) -> None:
+    """What both the recipe and a layout say must be the same."""
     wanted = {
         "has_out_rotation": recipe.out_rotation,
         "has_state_rotation": recipe.state_rotation,
@@ -169,14 +217,10 @@ def _check_options(options: BlockOptions, recipe: Recipe, where: Path) -> None:
         "gate_bits": recipe.gate_bits,
     }
     for name, value in wanted.items():
-        if getattr(options, name) != value:
+        if getattr(layout, name) != value:
             raise CheckpointError(
-                f"{where}: options.{name}: expected {value!r} as in recipe, got {getattr(options, name)!r}"
+                f"{where}.{name}: expected {value!r} as in recipe, got {getattr(layout, name)!r}"
             )
-    if not 0 <= options.norm_eps < math.inf:
-        raise CheckpointError(
-            f"{where}: options.norm_eps: expected a number of at least 0, got {options.norm_eps!r}"
-        )
 
 
 def _field(values: Mapping[str, Any], name: str, kind: type, where: Path) -> Any:
@@ -186,17 +230,6 @@ def _field(values: Mapping[str, Any], name: str, kind: type, where: Path) -> Any
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise CheckpointError(f"{where}: {name}: expected {kind.__name__}, got {value!r}")
     return value
-
-
-def _dataclass(cls: type, metadata: Mapping[str, Any], name: str, where: Path) -> Any:
-    values = _field(metadata, name, dict, where)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    for unknown in sorted(set(values) - set(fields)):
-        raise CheckpointError(f"{where}: {name}.{unknown}: unknown field")
-    kinds = {"int": int, "bool": bool, "float": float}
-    for field in fields.values():
-        _field(values, field.name, kinds[str(field.type)], where / name)
-    return cls(**values)
 
 
 def _read_tensors(path: Path, checksum: str | None) -> dict[str, Tensor]:
@@ -252,23 +285,54 @@ def _missing_property(name: str, tensor: Tensor) -> str:
     return ""
 
 
-def _block(tensors: dict[str, Tensor], index: int, sizes: BlockSizes, folder: Path) -> PackedBlock:
-    return PackedBlock(
-        **{
+def _block(
+    tensors: dict[str, Tensor], index: int, layout: BlockLayout, folder: Path
+) -> PackedBlock:
+    return PackedBlock.from_tensors(
+        layout,
+        {
             name: _take(tensors, f"layers.{index}.{name}", shape, (dtype,), folder)
-            for name, (shape, dtype) in sizes.expected().items()
-        }
+            for name, (shape, dtype) in layout.expected().items()
+        },
     )
 
 
-def _head(tensors: dict[str, Tensor], sizes: BlockSizes, folder: Path) -> PackedHead:
+def _linear(tensors: dict[str, Tensor], folder: Path) -> PackedLinear:
+    weight = tensors.get("linear.weight")
+    if weight is None or weight.dim() != 2:
+        raise CheckpointError(
+            f"{folder / TENSORS_FILE}: tensor linear.weight: expected a matrix, got "
+            f"{'nothing' if weight is None else tuple(weight.shape)}"
+        )
+    shape, f32 = tuple(weight.shape), (torch.float32,)
+    return PackedLinear(
+        weight=_take(tensors, "linear.weight", shape, (torch.int8,), folder),
+        weight_scale=_take(tensors, "linear.weight_scale", shape[:1], f32, folder),
+        bias=_take(tensors, "linear.bias", shape[:1], f32, folder),
+        in_scale=_take(tensors, "linear.in_scale", (1,), f32, folder),
+    )
+
+
+def _surroundings(tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Whatever stands around the blocks: the model that takes it in knows the shapes."""
+    prefix = "surroundings."
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {
+        name.removeprefix(prefix): _take(
+            tensors, name, tuple(tensors[name].shape), (tensors[name].dtype,), folder
+        )
+        for name in names
+    }
+
+
+def _head(tensors: dict[str, Tensor], hidden: int, folder: Path) -> PackedHead:
     embedding = tensors.get("head.embedding")
     vocab = 0 if embedding is None or embedding.dim() == 0 else embedding.shape[0]
     if embedding is not None and vocab == 0:
         raise CheckpointError(
             f"{folder / TENSORS_FILE}: tensor head.embedding: expected rows, got none"
         )
-    matrix, rows = (vocab, sizes.hidden), (vocab,)
+    matrix, rows = (vocab, hidden), (vocab,)
     f32, int8 = torch.float32, torch.int8
 
     def optional(name: str, shape: tuple[int, ...], present: bool) -> Tensor | None:
@@ -280,7 +344,7 @@ def _head(tensors: dict[str, Tensor], sizes: BlockSizes, folder: Path) -> Packed
     return PackedHead(
         embedding=embedding,
         embedding_scale=optional("head.embedding_scale", rows, embedding.dtype == int8),
-        norm_f=_take(tensors, "head.norm_f", (sizes.hidden,), (f32,), folder),
+        norm_f=_take(tensors, "head.norm_f", (hidden,), (f32,), folder),
         lm_head=lm_head,
         lm_head_scale=optional("head.lm_head_scale", rows, is_int8_head),
         head_scale=optional("head.head_scale", (1,), is_int8_head),

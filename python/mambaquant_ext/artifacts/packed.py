@@ -7,29 +7,37 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from mambaquant_ext.artifacts.layout import BlockLayout
 from mambaquant_ext.config import Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PackedBlock:
-    """One quantized block: int8 weights as plain (N, K) matrices, float32 scales, constants.
+class PackedConv:
+    """A depthwise convolution.
 
     Attributes:
-        norm_weight: (hidden,), float32.
-        in_scale: (1,), float32, of the normalised input.
-        in_proj: (2 dim, hidden), int8; conv input rows, then gate rows.
-        in_proj_scale: (2 dim,), float32.
-        in_proj_bias: (2 dim,), float32.
-        xz_scale: (2 dim,), float32, of in_proj's int8 output.
-        conv: (width, dim), int8, tap-major, oldest input first.
-        conv_scale: (dim,), float32.
-        conv_bias: (dim,), float32.
-        x_scale: (dim,), float32, of the conv's int8 output; folded into x_proj's columns.
+        weight: (width, dim) or (kernel_height, kernel_width, dim), int8, tap-major, oldest input first.
+        weight_scale: (dim,), float32.
+        bias: (dim,), float32.
+        x_scale: (dim,), float32, of its int8 output; folded into x_proj's columns.
         x_zero_point: (dim,), int32.
-        x_proj: (dt_rank + 2 dstate, dim), int8; dt rows, B rows, C rows.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor
+    x_scale: Tensor
+    x_zero_point: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedBranch:
+    """A selective state space.
+
+    Attributes:
+        x_proj: (dt_rank + 2 dstate, dim), int8; dt rows, B rows, C rows. Its columns carry the scales of x.
         x_proj_scale: (dt_rank + 2 dstate,), float32.
         x_proj_bias: (dt_rank + 2 dstate,), float32.
         dtBC_scale: (dt_rank + 2 dstate,), float32, of x_proj's int8 output; one value for dt, one for C.
@@ -38,25 +46,9 @@ class PackedBlock:
         dt_bias: (dim,), float32.
         A: (dstate, dim), float32.
         D: (dim,), float32.
-        gate_scale: (dim,), float32, s of S-SiLU.
         readout_scale: (dim,), float32, of the int8 state at the read-out; ones where the read-out is float.
-        out_proj: (hidden, dim), int8.
-        out_proj_scale: (hidden,), float32.
-        out_proj_bias: (hidden,), float32.
-        out_scale: (1,), float32, of out_proj's input.
     """
 
-    norm_weight: Tensor
-    in_scale: Tensor
-    in_proj: Tensor
-    in_proj_scale: Tensor
-    in_proj_bias: Tensor
-    xz_scale: Tensor
-    conv: Tensor
-    conv_scale: Tensor
-    conv_bias: Tensor
-    x_scale: Tensor
-    x_zero_point: Tensor
     x_proj: Tensor
     x_proj_scale: Tensor
     x_proj_bias: Tensor
@@ -66,106 +58,102 @@ class PackedBlock:
     dt_bias: Tensor
     A: Tensor
     D: Tensor
-    gate_scale: Tensor
     readout_scale: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedBlock:
+    """One quantized block: int8 weights as plain (N, K) matrices, float32 scales, constants.
+
+    Attributes:
+        layout: sizes and structure.
+        norm_weight: (hidden,), float32, or None without a norm.
+        norm_bias: (hidden,), float32, or None without a norm.
+        in_scale: (1,), float32, of in_proj's input.
+        in_proj: (2 dim, hidden), int8; conv input rows, then gate rows, if there is a gate.
+        in_proj_scale: (2 dim,), float32.
+        in_proj_bias: (2 dim,), float32.
+        xz_scale: (2 dim,), float32, of in_proj's int8 output.
+        convs: used by the branches.
+        branches: used by the routes.
+        merge_in: (routes, hidden), float32, or None.
+        merge_out: (routes, routes, dim), float32, or None.
+        out_norm_weight: (dim,), float32, or None.
+        out_norm_bias: (dim,), float32, or None.
+        gate_scale: (dim,), float32, s of S-SiLU.
+        skip_weight: (hidden,) or (hidden, hidden), float32, or None.
+        skip_bias: (hidden,), float32, or None.
+        out_proj: (hidden, dim), int8.
+        out_proj_scale: (hidden,), float32.
+        out_proj_bias: (hidden,), float32.
+        out_scale: (1,), float32, of out_proj's input.
+        class_out_scale: (1,), float32, of the class token's, or None.
+    """
+
+    layout: BlockLayout
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
+    in_scale: Tensor
+    in_proj: Tensor
+    in_proj_scale: Tensor
+    in_proj_bias: Tensor
+    xz_scale: Tensor
+    convs: tuple[PackedConv, ...]
+    branches: tuple[PackedBranch, ...]
+    merge_in: Tensor | None = None
+    merge_out: Tensor | None = None
+    out_norm_weight: Tensor | None = None
+    out_norm_bias: Tensor | None = None
+    gate_scale: Tensor
+    skip_weight: Tensor | None = None
+    skip_bias: Tensor | None = None
     out_proj: Tensor
     out_proj_scale: Tensor
     out_proj_bias: Tensor
     out_scale: Tensor
-
-    @property
-    def sizes(self) -> BlockSizes:
-        """The sizes that the tensors imply."""
-        hidden, dim = self.out_proj.shape
-        return BlockSizes(
-            hidden=hidden,
-            dim=dim,
-            dstate=self.A.shape[0],
-            dt_rank=self.dt_proj.shape[1],
-            width=self.conv.shape[0],
-        )
+    class_out_scale: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Name to tensor, in field order."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """Flat name to tensor, "branches.0.A" for one of a branch; absent ones left out."""
+        found: dict[str, Tensor] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                found[field.name] = value
+            if isinstance(value, tuple):
+                for index, part in enumerate(value):
+                    found |= {
+                        f"{field.name}.{index}.{f.name}": getattr(part, f.name)
+                        for f in dataclasses.fields(part)
+                    }
+        return found
 
+    @classmethod
+    def from_tensors(cls, layout: BlockLayout, tensors: Mapping[str, Tensor]) -> PackedBlock:
+        """The inverse of tensors().
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockSizes:
-    """Sizes of a Mamba-1 block."""
+        Args:
+            layout: of the block.
+            tensors: by flat name, exactly those of layout.expected().
+        """
 
-    hidden: int
-    dim: int
-    dstate: int
-    dt_rank: int
-    width: int
+        def parts(kind: type, name: str, count: int) -> tuple[Any, ...]:
+            return tuple(
+                kind(**{f.name: tensors[f"{name}.{i}.{f.name}"] for f in dataclasses.fields(kind)})
+                for i in range(count)
+            )
 
-    def expected(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of every tensor of a PackedBlock of these sizes."""
-        hidden, dim, dstate = self.hidden, self.dim, self.dstate
-        rows = self.dt_rank + 2 * dstate
-        int8 = {
-            "in_proj": (2 * dim, hidden),
-            "conv": (self.width, dim),
-            "x_proj": (rows, dim),
-            "dt_proj": (dim, self.dt_rank),
-            "out_proj": (hidden, dim),
-        }
-        float32 = {
-            "norm_weight": (hidden,),
-            "in_scale": (1,),
-            "in_proj_scale": (2 * dim,),
-            "in_proj_bias": (2 * dim,),
-            "xz_scale": (2 * dim,),
-            "conv_scale": (dim,),
-            "conv_bias": (dim,),
-            "x_scale": (dim,),
-            "x_proj_scale": (rows,),
-            "x_proj_bias": (rows,),
-            "dtBC_scale": (rows,),
-            "dt_proj_scale": (dim,),
-            "dt_bias": (dim,),
-            "A": (dstate, dim),
-            "D": (dim,),
-            "gate_scale": (dim,),
-            "readout_scale": (dim,),
-            "out_proj_scale": (hidden,),
-            "out_proj_bias": (hidden,),
-            "out_scale": (1,),
-        }
-        return {
-            **{name: (shape, torch.int8) for name, shape in int8.items()},
-            **{name: (shape, torch.float32) for name, shape in float32.items()},
-            "x_zero_point": ((dim,), torch.int32),
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockOptions:
-    """What a block's tensors do not tell: how they are to be used.
-
-    Attributes:
-        norm_eps: of the block's RMSNorm.
-        has_out_rotation: R2 is in out_proj.
-        has_state_rotation: R4 is in x_proj's C rows.
-        quantize_readout: level L2 rather than L1.
-        weight_bits: of every weight matrix.
-        activation_bits: of every activation but the gate.
-        gate_bits: of the gate.
-    """
-
-    norm_eps: float
-    has_out_rotation: bool
-    has_state_rotation: bool
-    quantize_readout: bool
-    weight_bits: int = 8
-    activation_bits: int = 8
-    gate_bits: int = 8
+        return cls(
+            layout=layout,
+            convs=parts(PackedConv, "convs", len(layout.convs)),
+            branches=parts(PackedBranch, "branches", len(layout.branches)),
+            **{name: tensor for name, tensor in tensors.items() if "." not in name},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedHead:
-    """Embedding and head. An int8 matrix comes with one scale a row, a float one with none.
+    """Embedding and head of a language model. An int8 matrix comes with one scale a row, a float one with none.
 
     Attributes:
         embedding: (vocab, hidden), int8 or float16.
@@ -190,19 +178,47 @@ class PackedHead:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PackedModel:
-    """A quantized language model, ready to save or to run.
+class PackedLinear:
+    """An int8 linear layer outside the blocks.
 
     Attributes:
-        blocks: first to last.
-        options: shared by the blocks.
-        head: embedding, final norm and lm_head.
+        weight: (N, K), int8.
+        weight_scale: (N,), float32.
+        bias: (N,), float32.
+        in_scale: (1,), float32, of its input.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor
+    in_scale: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedModel:
+    """A quantized model, ready to save or to run.
+
+    A language model has a `head`. Any other model keeps what surrounds its blocks as it is, rotated where the stream
+    is: `surroundings`, and maybe one int8 linear layer.
+
+    Attributes:
+        adapter: name of the adapter that knows the model.
+        names: of the modules that the blocks replace, first to last.
+        blocks: one a name.
+        head: embedding, final norm and lm_head of a language model, or None.
+        surroundings: float tensors outside the blocks, by their names in the model; empty for a language model.
+        linear_name: of the layer that `linear` replaces, or None.
+        linear: an int8 head, or None.
         recipe: that made it.
         provenance: what it was calibrated on: data hash, counts, seed.
     """
 
+    adapter: str
+    names: tuple[str, ...]
     blocks: tuple[PackedBlock, ...]
-    options: BlockOptions
-    head: PackedHead
+    head: PackedHead | None = None
+    surroundings: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    linear_name: str | None = None
+    linear: PackedLinear | None = None
     recipe: Recipe
     provenance: Mapping[str, Any]

@@ -10,28 +10,41 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerMoments:
-    """Statistics of one block that its transforms are made from.
+class BranchMoments:
+    """Statistics of one branch of a block, over all routes that use it.
 
     Attributes:
-        in_amax: (hidden,), max |normalised input|.
-        out_amax: (dim,), max |input of out_proj|.
         dt_min: (dt_rank,), smallest dt.
         dt_max: (dt_rank,), largest dt.
         dt_mean: (dt_rank,), mean dt.
         dt_moment: (dt_rank, dt_rank), E[dt^T dt].
         h_amax: (dstate,), max |state| per state index.
         C_amax: (dstate,), max |C| per state index.
+        samples: tokens behind dt_mean and dt_moment.
     """
 
-    in_amax: Tensor
-    out_amax: Tensor
     dt_min: Tensor
     dt_max: Tensor
     dt_mean: Tensor
     dt_moment: Tensor
     h_amax: Tensor
     C_amax: Tensor
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerMoments:
+    """Statistics of one block that its transforms are made from.
+
+    Attributes:
+        in_amax: (hidden,), max |normalised input|.
+        out_amax: (dim,), max |input of out_proj|.
+        branches: of its branches.
+    """
+
+    in_amax: Tensor
+    out_amax: Tensor
+    branches: tuple[BranchMoments, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +52,13 @@ class MomentStats:
     """First calibration pass: what the transforms need.
 
     Attributes:
-        in_moment: (hidden, hidden), float64, E[x^T x] of the normalised inputs, averaged over layers.
+        in_moment: (hidden, hidden), float64, E[x^T x] of the normalised inputs, averaged over layers, or None where
+            the layers differ in width.
         layers: one LayerMoments a block.
-        samples: tokens seen.
+        samples: tokens that each block saw, averaged over blocks.
     """
 
-    in_moment: Tensor
+    in_moment: Tensor | None
     layers: tuple[LayerMoments, ...]
     samples: int
 
@@ -73,10 +87,8 @@ class RangeStats:
 
     Attributes:
         layers: one mapping a block, from site name (see mambaquant_ext.model.forward.Tap) to its range.
-        head: of lm_head's input, one group.
-        samples: tokens seen.
+        head: of the head's input, one group, or None for a model without an int8 head.
     """
 
     layers: tuple[Mapping[str, Range], ...]
-    head: Range
-    samples: int
+    head: Range | None

@@ -1,6 +1,22 @@
-"""Float model and token batches in, statistics out; streaming, in bounded memory."""
+"""Float model and batches in, statistics out; streaming, in bounded memory."""
 
 from mambaquant_ext.calibrate.collect import collect_moments, collect_ranges
 from mambaquant_ext.calibrate.observers import RangeObserver
+from mambaquant_ext.calibrate.runs import (
+    BlockRun,
+    CalibrationRun,
+    LanguageRun,
+    ModuleRun,
+    token_ids,
+)
 
-__all__ = ["RangeObserver", "collect_moments", "collect_ranges"]
+__all__ = [
+    "BlockRun",
+    "CalibrationRun",
+    "LanguageRun",
+    "ModuleRun",
+    "RangeObserver",
+    "collect_moments",
+    "collect_ranges",
+    "token_ids",
+]

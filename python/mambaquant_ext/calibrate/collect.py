@@ -8,139 +8,124 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambaquant_ext.artifacts import LayerMoments, MomentStats, Range, RangeStats
+from mambaquant_ext.artifacts import BranchMoments, LayerMoments, MomentStats, Range, RangeStats
 from mambaquant_ext.calibrate.observers import RangeObserver
+from mambaquant_ext.calibrate.runs import CalibrationRun
 from mambaquant_ext.config import Granularity, Observer, Recipe
-from mambaquant_ext.model import (
-    LanguageModelWeights,
-    MixerWeights,
-    language_model_forward,
-    mixer_forward,
-)
-from mambaquant_ext.model.forward import Tap
+from mambaquant_ext.model import MixerWeights
+from mambaquant_ext.model.forward import Tap, no_tap
 
 # Called with the number of batches done so far.
 Progress = Callable[[int], None]
 
 
-def token_ids(batch: Any) -> Tensor:
-    """The token ids of a batch.
+class _BranchMoments:
+    """Running moments of one branch."""
 
-    Args:
-        batch: (batch, seqlen) or (seqlen,) integer tensor, or a mapping with such a tensor as "input_ids" and
-            no padding in "attention_mask": statistics are over all tokens.
+    def __init__(self) -> None:
+        self.extremes: dict[str, Tensor] = {}
+        self.dt_sum: Tensor | float = 0.0
+        self.dt_moment: Tensor | float = 0.0
+        self.samples = 0
 
-    Returns:
-        (batch, seqlen), int64.
+    def see(self, site: str, rows: Tensor) -> None:
+        if site in ("C", "h"):
+            _raise_to(self.extremes, site, rows.abs().amax(0))
+        if site == "dt":
+            _raise_to(self.extremes, "dt_high", rows.amax(0))
+            _raise_to(self.extremes, "dt_low", -rows.amin(0))
+            self.dt_sum = self.dt_sum + rows.double().sum(0)
+            self.dt_moment = self.dt_moment + (rows.T @ rows).double()
+            self.samples += rows.shape[0]
 
-    Raises:
-        ValueError: another shape, no tokens, a mapping without "input_ids", or padding.
-        TypeError: another type or dtype.
-    """
-    ids = batch
-    if hasattr(batch, "keys"):
-        if "input_ids" not in batch:
-            raise ValueError(
-                f"calibration batch: expected a mapping with input_ids, got {', '.join(map(str, batch.keys()))}"
-            )
-        ids, mask = batch["input_ids"], batch.get("attention_mask")
-        if isinstance(mask, Tensor) and not bool(mask.all()):
-            padding = int((mask == 0).sum())
-            raise ValueError(
-                f"calibration batch: expected no padding, got attention_mask with {padding} zero(s)"
-            )
-    if not isinstance(ids, Tensor):
-        raise TypeError(
-            f"calibration batch: expected a tensor of token ids, got {type(ids).__name__}"
+    def result(self) -> BranchMoments:
+        _check_finite(self.extremes)
+        assert isinstance(self.dt_sum, Tensor) and isinstance(self.dt_moment, Tensor)
+        return BranchMoments(
+            dt_min=-self.extremes["dt_low"],
+            dt_max=self.extremes["dt_high"],
+            dt_mean=self.dt_sum / self.samples,
+            dt_moment=self.dt_moment / self.samples,
+            h_amax=self.extremes["h"],
+            C_amax=self.extremes["C"],
+            samples=self.samples,
         )
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise TypeError(f"calibration batch: expected integer token ids, got {ids.dtype}")
-    ids = ids[None] if ids.dim() == 1 else ids
-    if ids.dim() != 2 or ids.numel() == 0:
-        raise ValueError(
-            f"calibration batch: expected shape (batch, seqlen), got {tuple(ids.shape)}"
-        )
-    return ids.long()
 
 
 class _Moments:
     """Running moments of one block."""
 
-    def __init__(self) -> None:
+    def __init__(self, branches: int) -> None:
         self.extremes: dict[str, Tensor] = {}
+        self.branches = [_BranchMoments() for _ in range(branches)]
         self.in_moment: Tensor | float = 0.0
-        self.dt_sum: Tensor | float = 0.0
-        self.dt_moment: Tensor | float = 0.0
-
-    def _raise_to(self, name: str, value: Tensor) -> None:
-        known = self.extremes.get(name)
-        self.extremes[name] = value if known is None else torch.maximum(known, value)
+        self.samples = 0
 
     def tap(self, site: str, value: Tensor) -> Tensor:
         rows = value.flatten(0, -2)
-        if site in ("in", "out", "C", "h"):
-            self._raise_to(site, rows.abs().amax(0))
-        if site == "in":
+        name, _, index = site.partition(".")
+        if name in ("dt", "C", "h"):
+            self.branches[int(index)].see(name, rows)
+        if name in ("in", "out"):
+            _raise_to(self.extremes, name, rows.abs().amax(0))
+        if name == "in":
             self.in_moment = self.in_moment + (rows.T @ rows).double()
-        if site == "dt":
-            self._raise_to("dt_high", rows.amax(0))
-            self._raise_to("dt_low", -rows.amin(0))
-            self.dt_sum = self.dt_sum + rows.double().sum(0)
-            self.dt_moment = self.dt_moment + (rows.T @ rows).double()
+            self.samples += rows.shape[0]
         return value
 
-    def result(self, samples: int) -> LayerMoments:
-        assert isinstance(self.dt_sum, Tensor) and isinstance(self.dt_moment, Tensor)
-        for name, extreme in self.extremes.items():
-            if not bool(extreme.isfinite().all()):
-                raise ValueError(
-                    f"calibration: expected finite activations, got inf or NaN in {name}"
-                )
+    def result(self) -> LayerMoments:
+        _check_finite(self.extremes)
         return LayerMoments(
             in_amax=self.extremes["in"],
             out_amax=self.extremes["out"],
-            dt_min=-self.extremes["dt_low"],
-            dt_max=self.extremes["dt_high"],
-            dt_mean=self.dt_sum / samples,
-            dt_moment=self.dt_moment / samples,
-            h_amax=self.extremes["h"],
-            C_amax=self.extremes["C"],
+            branches=tuple(branch.result() for branch in self.branches),
         )
+
+
+def _raise_to(extremes: dict[str, Tensor], name: str, value: Tensor) -> None:
+    known = extremes.get(name)
+    extremes[name] = value if known is None else torch.maximum(known, value)
+
+
+def _check_finite(extremes: dict[str, Tensor]) -> None:
+    for name, extreme in extremes.items():
+        if not bool(extreme.isfinite().all()):
+            raise ValueError(f"calibration: expected finite activations, got inf or NaN in {name}")
 
 
 @torch.no_grad()
 def collect_moments(
-    model: LanguageModelWeights, batches: Iterable[Any], progress: Progress = lambda _done: None
+    model: CalibrationRun, batches: Iterable[Any], progress: Progress = lambda _done: None
 ) -> MomentStats:
     """First pass: what the transforms are made from.
 
     Args:
         model: float32, with norms folded if the transforms expect that.
-        batches: token batches, see `token_ids`; read once, one at a time.
+        batches: of calibration data; read once, one at a time.
         progress: called after each batch.
 
     Returns:
         Statistics over all tokens of all batches.
 
     Raises:
-        ValueError: no batches, ids outside the vocabulary, or activations that are not finite.
+        ValueError: no batches, a batch that the model refuses, or activations that are not finite.
     """
-    layers = [_Moments() for _ in model.layers]
-    samples = 0
-    for done, batch in enumerate(batches, 1):
-        ids = _checked_ids(batch, model)
-        language_model_forward(model, ids, lambda index: layers[index].tap)
-        samples += ids.numel()
-        progress(done)
+    layers = [_Moments(len(layer.branches)) for layer in model.layers]
+    _run_all(model, batches, [layer.tap for layer in layers], no_tap, progress)
+    moments = [layer.in_moment for layer in layers]
+    samples = sum(layer.samples for layer in layers)
     _check_some(samples)
-    results = tuple(layer.result(samples) for layer in layers)
-    total = torch.zeros(model.embedding.shape[1], model.embedding.shape[1], dtype=torch.float64)
-    for layer in layers:
-        total += layer.in_moment
-    return MomentStats(in_moment=total / (samples * len(layers)), layers=results, samples=samples)
+    results = tuple(layer.result() for layer in layers)
+    total: Tensor | None = None
+    if len({layer.hidden for layer in model.layers}) == 1:
+        total = torch.zeros(model.layers[0].hidden, model.layers[0].hidden, dtype=torch.float64)
+        for moment in moments:
+            total += moment
+        total /= samples
+    return MomentStats(in_moment=total, layers=results, samples=samples // len(layers))
 
 
-def _observers(recipe: Recipe) -> dict[str, RangeObserver]:
+def _observers(layer: MixerWeights, recipe: Recipe) -> dict[str, RangeObserver]:
     """One observer a site.
 
     Where the kernels take one scale a channel at no cost, the recipe decides; what a matrix product contracts over
@@ -154,36 +139,35 @@ def _observers(recipe: Recipe) -> dict[str, RangeObserver]:
     ) -> RangeObserver:
         return RangeObserver(kind, recipe.percentile, per_channel, steps)
 
-    return {
-        "in": observer(False),
-        "xs": observer(free),
-        "z": observer(free, steps=2**recipe.gate_bits - 1),
-        "x": observer(free),
-        "dt": observer(False),
-        "B": observer(free),
-        "C": observer(False),
+    sites = {"in": observer(False), "xs": observer(free), "out": observer(False)}
+    if layer.in_z is not None:
+        sites["z"] = observer(free, steps=2**recipe.gate_bits - 1)
+    if layer.class_token is not None:
+        sites["out.class"] = observer(False)
+    for index in range(len(layer.convs)):
+        sites[f"x.{index}"] = observer(free)
+    for index in range(len(layer.branches)):
+        sites[f"dt.{index}"] = observer(False)
+        sites[f"B.{index}"] = observer(free)
+        sites[f"C.{index}"] = observer(False)
         # Absolute maximum: a histogram of batch * seqlen * dim * dstate states would cost more than the model.
-        "h": observer(free, Observer.ABSMAX),
-        "out": observer(False),
-    }
+        sites[f"h.{index}"] = observer(free, Observer.ABSMAX)
+    return sites
 
 
 def _range_tap(observers: dict[str, RangeObserver]) -> Tap:
     def tap(site: str, value: Tensor) -> Tensor:
         # A state's scale belongs to its channel and is symmetric: one maximum over its states will do.
-        observers[site].observe(value.abs().amax(-1) if site == "h" else value)
+        is_state = site.startswith("h.")
+        observers[site].observe(value.abs().amax(-1) if is_state else value)
         return value
 
     return tap
 
 
-def _ranges(observers: dict[str, RangeObserver]) -> dict[str, Range]:
-    return {site: observer.range() for site, observer in observers.items()}
-
-
 @torch.no_grad()
 def collect_ranges(
-    model: LanguageModelWeights,
+    model: CalibrationRun,
     batches: Iterable[Any],
     recipe: Recipe,
     progress: Progress = lambda _done: None,
@@ -192,7 +176,7 @@ def collect_ranges(
 
     Args:
         model: float32, transformed.
-        batches: token batches, see `token_ids`; read once, one at a time.
+        batches: of calibration data; read once, one at a time.
         recipe: observer, percentile, granularity and bits.
         progress: called after each batch.
 
@@ -200,79 +184,45 @@ def collect_ranges(
         Ranges over all tokens of all batches.
 
     Raises:
-        ValueError: no batches, ids outside the vocabulary, or activations that are not finite.
+        ValueError: no batches, a batch that the model refuses, or activations that are not finite.
     """
-    layers = [_observers(recipe) for _ in model.layers]
-    head = _observers(recipe)["in"]
+    layers = [_observers(layer, recipe) for layer in model.layers]
+    head = RangeObserver(recipe.observer, recipe.percentile, False, 2**recipe.activation_bits - 1)
+    sees_head = False
 
     def head_tap(_site: str, value: Tensor) -> Tensor:
+        nonlocal sees_head
+        sees_head = True
         head.observe(value)
         return value
 
-    samples = 0
-    for done, batch in enumerate(batches, 1):
-        ids = _checked_ids(batch, model)
-        language_model_forward(model, ids, lambda index: _range_tap(layers[index]), head_tap)
-        samples += ids.numel()
-        progress(done)
-    _check_some(samples)
+    taps = [_range_tap(layer) for layer in layers]
+    _check_some(_run_all(model, batches, taps, head_tap, progress))
     return RangeStats(
         layers=tuple(_ranges(layer) for layer in layers),
-        head=head.range(),
-        samples=samples,
+        head=head.range() if sees_head else None,
     )
 
 
-@torch.no_grad()
-def block_moments(layer: MixerWeights, inputs: Iterable[Tensor]) -> tuple[LayerMoments, int]:
-    """collect_moments for one block on given inputs.
-
-    Args:
-        layer: float32.
-        inputs: each (batch, seqlen, hidden).
-
-    Returns:
-        The moments, and the number of tokens.
-
-    Raises:
-        ValueError: no inputs, or activations that are not finite.
-    """
-    moments, samples = _Moments(), 0
-    for hidden_states in inputs:
-        mixer_forward(layer, hidden_states.float(), tap=moments.tap)
-        samples += hidden_states.shape[0] * hidden_states.shape[1]
-    _check_some(samples)
-    return moments.result(samples), samples
+def _ranges(observers: dict[str, RangeObserver]) -> dict[str, Range]:
+    return {site: observer.range() for site, observer in observers.items()}
 
 
-@torch.no_grad()
-def block_ranges(layer: MixerWeights, inputs: Iterable[Tensor], recipe: Recipe) -> dict[str, Range]:
-    """collect_ranges for one block on given inputs.
-
-    Args:
-        layer: float32, transformed.
-        inputs: each (batch, seqlen, hidden).
-        recipe: observer, percentile, granularity and bits.
-
-    Raises:
-        ValueError: no inputs, or activations that are not finite.
-    """
-    observers = _observers(recipe)
-    for hidden_states in inputs:
-        mixer_forward(layer, hidden_states.float(), tap=_range_tap(observers))
-    return _ranges(observers)
+def _run_all(
+    model: CalibrationRun,
+    batches: Iterable[Any],
+    taps: list[Tap],
+    head_tap: Tap,
+    progress: Progress,
+) -> int:
+    """Runs every batch; returns their number."""
+    done = 0
+    for done, batch in enumerate(batches, 1):
+        model.run(batch, taps.__getitem__, head_tap)
+        progress(done)
+    return done
 
 
-def _checked_ids(batch: Any, model: LanguageModelWeights) -> Tensor:
-    ids = token_ids(batch)
-    vocab = model.embedding.shape[0]
-    if int(ids.min()) < 0 or int(ids.max()) >= vocab:
-        raise ValueError(
-            f"calibration batch: expected token ids from 0 to {vocab - 1}, got {int(ids.min())} to {int(ids.max())}"
-        )
-    return ids
-
-
-def _check_some(samples: int) -> None:
-    if samples == 0:
+def _check_some(count: int) -> None:
+    if count == 0:
         raise ValueError("calibration: expected at least one batch of tokens, got none")

@@ -22,7 +22,7 @@ from mambaquant_ext.cli.text import check_vocabulary, load_tokenizer, pick_windo
 from mambaquant_ext.config import recipe
 from mambaquant_ext.inspection import SiteStatistics, inspect_transforms, transform_steps
 from mambaquant_ext.model.checkpoint import load_float_model
-from mambaquant_ext.model.hf import language_model_weights
+from mambaquant_ext.pipeline import source_of
 
 
 def inspect(
@@ -50,12 +50,13 @@ def inspect(
         )
     with quiet_libraries():
         source = load_float_model(model)
-        weights = language_model_weights(source)
         tokenizer = load_tokenizer(model)
         chosen = pick_windows(token_windows(calib, tokenizer, window)[0], samples, seed)
         check_vocabulary(chosen, source.config.vocab_size, model)
         with progress_bar("transforms", transform_steps(recipe(recipe_name)), "step") as update:
-            rows = inspect_transforms(weights, chosen.split(4), recipe(recipe_name), update)
+            rows = inspect_transforms(
+                source_of(source), chosen.split(4), recipe(recipe_name), update
+            )
     if plot is not None:
         plot_transforms(rows, plot)
     if json:

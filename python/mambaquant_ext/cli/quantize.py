@@ -12,8 +12,7 @@ from mambaquant_ext.cli.console import print_json, print_line, progress_bar, qui
 from mambaquant_ext.cli.text import check_vocabulary, load_tokenizer, pick_windows, token_windows
 from mambaquant_ext.config import PRESETS, recipe
 from mambaquant_ext.model.checkpoint import load_float_model
-from mambaquant_ext.model.hf import language_model_weights
-from mambaquant_ext.pipeline import quantize_weights
+from mambaquant_ext.pipeline import quantize_source, source_of
 
 
 def _known_recipe(name: str) -> str:
@@ -56,8 +55,8 @@ def quantize(
         batches = list(chosen.split(batch))
         passes = ("moments", "ranges")
         with progress_bar("calibrating", len(passes) * len(batches), "batch") as update:
-            packed = quantize_weights(
-                language_model_weights(source),
+            packed = quantize_source(
+                source_of(source),
                 batches,
                 recipe(recipe_name),
                 lambda stage, done, total: update(passes.index(stage) * total + done),

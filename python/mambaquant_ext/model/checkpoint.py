@@ -1,14 +1,16 @@
-"""Float checkpoints on disk: transformers folders, and folders in mamba_ssm's own format."""
+"""Float checkpoints on disk: transformers folders, folders in mamba_ssm's own format, and vision models."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambaquant_ext.artifacts.files import read_json
+from mambaquant_ext.model.adapters import Adapter, adapter_of_config
 from mambaquant_ext.model.hf import import_transformers, refusals_as
 
 # What mamba_ssm assumes where its config.json is silent (MambaConfig and the Mamba module's defaults).
@@ -25,30 +27,34 @@ _VOCAB_MULTIPLE = 8
 
 
 class ModelFormatError(ValueError):
-    """A folder that is not a Mamba-1 language model; the message names the file and the field."""
+    """A folder that is not a model of a known kind; the message names the file and the field."""
 
 
 def load_float_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A transformers.MambaForCausalLM from a folder on disk; nothing is downloaded.
+    """A float model from a folder on disk; nothing is downloaded.
 
     Args:
         folder: with config.json and model.safetensors or pytorch_model.bin, in transformers' or mamba_ssm's
-            format. pytorch_model.bin is read with weights_only.
+            format, or with a config.json that an adapter reads. pytorch_model.bin is read with weights_only.
         dtype: of the weights in memory.
 
     Returns:
-        The model, in eval mode.
+        transformers.MambaForCausalLM, or the adapter's model, in eval mode.
 
     Raises:
         ModelFormatError: another kind of model, or missing, truncated or misshapen files.
-        ImportError: transformers is not installed.
+        ImportError: transformers is not installed, for a language model.
     """
-    transformers, where = import_transformers(), folder / "config.json"
+    where = folder / "config.json"
     config = _read_config(folder)
     if "quantization_config" in config:
         raise ModelFormatError(
             f"{where}: expected a float model, got one that is quantized already"
         )
+    adapter = adapter_of_config(config)
+    if adapter is not None:
+        return _load_built(adapter, config, folder, dtype)
+    transformers = import_transformers()
     if "model_type" in config:
         if config["model_type"] != "mamba":
             raise ModelFormatError(
@@ -59,7 +65,7 @@ def load_float_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         values = _mamba_ssm_config(config, where)
     else:
         raise ModelFormatError(
-            f"{where}: expected model_type (transformers) or d_model and n_layer (mamba_ssm)"
+            f"{where}: expected model_type (transformers), d_model and n_layer (mamba_ssm), or a known architecture"
         )
     with refusals_as(ModelFormatError, where):
         model = skeleton(transformers.MambaConfig.from_dict(values))
@@ -70,6 +76,33 @@ def load_float_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     model.load_state_dict({name: t.to(dtype) for name, t in state.items()}, assign=True)
     if model.config.tie_word_embeddings:
         model.tie_weights()
+    return model.eval()
+
+
+def empty_model(adapter: Adapter, config: Mapping[str, Any]) -> nn.Module:
+    """An adapter's model without storage, to be filled with tensors or quantized modules.
+
+    Args:
+        adapter: that builds it.
+        config: plain values.
+
+    Raises:
+        ValueError: a value that is not supported.
+    """
+    with torch.device("meta"):
+        return adapter.build(config)
+
+
+def _load_built(
+    adapter: Adapter, config: Mapping[str, Any], folder: Path, dtype: torch.dtype
+) -> nn.Module:
+    try:
+        model = empty_model(adapter, config)
+    except ValueError as error:
+        raise ModelFormatError(f"{folder / 'config.json'}: {error}") from None
+    state = _read_state(folder)
+    _check_state(state, model, folder)
+    model.load_state_dict({name: t.to(dtype) for name, t in state.items()}, assign=True)
     return model.eval()
 
 

@@ -1,10 +1,11 @@
-"""The float forward pass, in plain torch and any floating dtype.
+"""The float forward pass of a block, in plain torch and any floating dtype.
 
 It is the definition that transforms preserve, that calibration observes, and that the emulated mode rounds.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,21 +13,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mambaquant_ext.model.weights import LanguageModelWeights, MixerWeights
+from mambaquant_ext.artifacts.layout import Merge, NormKind, Skip
+from mambaquant_ext.model.weights import (
+    BranchWeights,
+    ConvWeights,
+    MixerWeights,
+    NormWeights,
+)
 from mambaquant_ext.ops import hadamard_matrix
+from mambaquant_ext.routes import Grid, ScanRoute
 
-# A tap sees, and may replace, the tensor at a named site of a block:
-#   in    (batch, seqlen, hidden)      normalised input of in_proj
-#   xs, z (batch, seqlen, dim)         conv input; gate before SiLU
-#   x     (batch, seqlen, dim)         conv output after SiLU: input of x_proj, the scan and D
-#   dt    (batch, seqlen, dt_rank)     input of dt_proj
-#   B, C  (batch, seqlen, dstate)      C rotated where the model rotates it
-#   h     (seqlen, batch, dim, dstate) state as the read-out sees it, rotated where the model rotates it
-#   out   (batch, seqlen, dim)         input of out_proj, rotated where the model rotates it
+# A tap sees, and may replace, the tensor at a named site of a block. c, b: index of a convolution, a branch.
+#   in         (batch, seqlen, hidden)      normalised input of in_proj, rotated where the model rotates it
+#   xs, z      (batch, seqlen, dim)         conv input; gate before SiLU
+#   x.c        (batch, tokens, dim)         conv output after SiLU: input of x_proj, the scan and D
+#   dt.b       (batch, tokens, dt_rank)     input of dt_proj
+#   B.b, C.b   (batch, tokens, dstate)      C rotated where the model rotates it
+#   h.b        (steps, batch, dim, dstate)  state as the read-out sees it, rotated where the model rotates it
+#   out        (batch, seqlen, dim)         input of out_proj, rotated where the model rotates it
+#   out.class  (batch, 1, dim)              the same of the class token, where that has a range of its own
 Tap = Callable[[str, Tensor], Tensor]
 
 # Tokens whose states are materialised at once: bounds memory at batch * SCAN_BLOCK * dim * dstate values.
 SCAN_BLOCK = 32
+# Keeps the mean of VARIATION's quotient away from zero.
+VARIATION_EPS = 1e-5
 
 
 def no_tap(_site: str, value: Tensor) -> Tensor:
@@ -62,6 +73,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
 
 
+def apply_norm(norm: NormWeights, x: Tensor) -> Tensor:
+    """RMSNorm or LayerNorm over the last dimension.
+
+    Args:
+        norm: of (n,).
+        x: (..., n).
+    """
+    if norm.kind is NormKind.LAYER:
+        return F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+    return rms_norm(x, norm.weight, norm.eps) + norm.bias
+
+
 def causal_conv(
     x: Tensor, weight: Tensor, bias: Tensor, initial: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -85,6 +108,29 @@ def causal_conv(
         return x, padded
     y = F.conv1d(padded.transpose(1, 2), weight[:, None], bias, groups=x.shape[2]).transpose(1, 2)
     return y, padded[:, padded.shape[1] - history :]
+
+
+def image_conv(x: Tensor, conv: ConvWeights, grid: Grid) -> tuple[Tensor, Grid]:
+    """Depthwise convolution over an image, zero padded by half a kernel, before SiLU.
+
+    Args:
+        x: (batch, height * width, dim).
+        conv: two-dimensional.
+        grid: (height, width).
+
+    Returns:
+        y: (batch, tokens, dim).
+        grid: of y, smaller with a stride.
+
+    Raises:
+        ValueError: a grid that is no image.
+    """
+    if len(grid) != 2:
+        raise ValueError(f"expected a grid (height, width) before a 2-D convolution, got {grid}")
+    image = x.unflatten(1, grid).permute(0, 3, 1, 2)
+    padding = tuple(size // 2 for size in conv.weight.shape[1:])
+    y = F.conv2d(image, conv.weight[:, None], conv.bias, conv.stride, padding, groups=x.shape[2])
+    return y.flatten(2).transpose(1, 2), (y.shape[2], y.shape[3])
 
 
 def selective_scan(
@@ -134,80 +180,269 @@ def selective_scan(
     return y + D * x, h.clone()
 
 
+@dataclass(frozen=True, slots=True)
+class _Convolved:
+    """What a convolution gives: (batch, tokens, dim) after SiLU, over a grid."""
+
+    x: Tensor
+    grid: Grid
+
+
+class _Walk:
+    """Brings tokens into the order of a route, and back."""
+
+    def __init__(self, route: ScanRoute, grid: Grid) -> None:
+        self.tokens = None if route.is_forward else route.walk(grid)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """(batch, tokens, n), stored order to order of the walk."""
+        return x if self.tokens is None else x[:, self.tokens]
+
+    def scatter(self, y: Tensor) -> Tensor:
+        """The inverse of gather."""
+        return y if self.tokens is None else torch.empty_like(y).index_copy_(1, self.tokens, y)
+
+
+def resample(y: Tensor, grid: Grid, target: Grid) -> Tensor:
+    """A coarser map at the tokens of a finer grid: the nearest coarse token for each.
+
+    Args:
+        y: (batch, tokens, dim) over `grid`.
+        grid: (height, width) of y.
+        target: (height, width) wanted.
+    """
+    if grid == target:
+        return y
+    image = y.unflatten(1, grid).permute(0, 3, 1, 2)
+    return F.interpolate(image, size=target, mode="nearest").flatten(2).transpose(1, 2)
+
+
+def variation_gate(ys: Tensor, threshold: float) -> Tensor:
+    """relu(s / (m + eps) - threshold) over routes, s the standard deviation, m the mean of y - min y.
+
+    Args:
+        ys: (routes, batch, tokens, dim).
+        threshold: below which routes count as equal.
+
+    Returns:
+        (batch, tokens, dim). Source: MHS-VM, gated fusion unit.
+    """
+    above = ys - ys.amin(0)
+    return F.relu(ys.std(0) / (above.mean(0) + VARIATION_EPS) - threshold)
+
+
+def route_shares(vs: Tensor, hidden_states: Tensor, merge_in: Tensor, merge_out: Tensor) -> Tensor:
+    """Softmax over routes of a linear function of the token means: the gate of RSMamba.
+
+    Args:
+        vs: (routes, batch, tokens, dim), gated results of the routes.
+        hidden_states: (batch, tokens, hidden), the block's input.
+        merge_in: (routes, hidden).
+        merge_out: (routes, routes, dim), the gate of the first index, the result of the second.
+
+    Returns:
+        (routes, batch, 1, 1), summing to 1 over routes.
+    """
+    logits = F.linear(hidden_states.mean(1), merge_in)
+    logits = logits + torch.einsum("jbd,kjd->bk", vs.mean(2), merge_out)
+    return logits.softmax(-1).T[..., None, None]
+
+
 def mixer_forward(
     weights: MixerWeights,
     hidden_states: Tensor,
     state: MixerState | None = None,
     tap: Tap = no_tap,
     mask: Tensor | None = None,
-) -> tuple[Tensor, MixerState]:
-    """One block without its residual add: norm, mixer.
+    grid: Grid | None = None,
+) -> tuple[Tensor, MixerState | None]:
+    """One block without its skip: norm, mixer.
 
     Args:
         weights: of the block, in the dtype to compute in.
         hidden_states: (batch, seqlen, hidden), the residual stream.
-        state: from earlier tokens, or None.
+        state: from earlier tokens, or None. Only for blocks that are sequential.
         tap: sees, and may replace, the tensors named above.
         mask: (batch, seqlen), bool, False at padding tokens, which then leave every other token alone.
+        grid: sizes of the axes whose row-major order the tokens have; (seqlen,) by default.
 
     Returns:
         out: (batch, seqlen, hidden).
-        state: after the last token.
+        state: after the last token, of a sequential block; otherwise None.
+
+    Raises:
+        ValueError: a state for a block that is not sequential, or a grid of another number of tokens.
     """
+    seqlen = hidden_states.shape[1]
+    grid = (seqlen,) if grid is None else grid
+    if math.prod(grid) != seqlen:
+        raise ValueError(f"expected a grid of {seqlen} tokens, got {grid}")
+    if state is not None and not weights.is_sequential:
+        raise ValueError("expected no state for a block that walks several routes, got one")
     keep = None if mask is None else mask[..., None]
-    normed = tap("in", rms_norm(hidden_states, weights.norm_weight, weights.norm_eps))
+    normed = hidden_states if weights.norm is None else apply_norm(weights.norm, hidden_states)
+    if weights.has_in_rotation:
+        normed = normed @ hadamard_matrix(weights.hidden, normed.dtype)
+    normed = tap("in", normed)
     xs = tap("xs", F.linear(normed, weights.in_x, weights.in_x_bias))
-    z = tap("z", F.linear(normed, weights.in_z, weights.in_z_bias))
+    gate = None
+    if weights.in_z is not None:
+        z = tap("z", F.linear(normed, weights.in_z, weights.in_z_bias))
+        gate = z * torch.sigmoid(weights.gate_scale * z)
     if keep is not None:
         xs = xs * keep
-    conv, conv_state = causal_conv(
-        xs, weights.conv, weights.conv_bias, None if state is None else state.conv
-    )
-    x = tap("x", F.silu(conv))
-    if keep is not None:
-        x = x * keep
-    dt = tap("dt", F.linear(x, weights.x_dt, weights.x_dt_bias))
-    B = tap("B", F.linear(x, weights.x_B))
-    C = tap("C", F.linear(x, weights.x_C))
-    delta = F.softplus(F.linear(dt, weights.dt, weights.dt_bias))
-    initial = None if state is None else state.ssm
-    y, ssm_state = selective_scan(
-        x,
-        delta,
-        weights.A,
-        B,
-        C,
-        weights.D,
-        initial,
-        rotates_state=weights.has_state_rotation,
-        see_state=lambda state: tap("h", state),
-    )
-    v = y * z * torch.sigmoid(weights.gate_scale * z)
+    scanner = _Scanner(weights, xs, grid, state, tap, keep)
+    v = _merged(scanner, hidden_states, gate)
     if weights.has_out_rotation:
         v = v @ hadamard_matrix(weights.dim, v.dtype)
-    out = F.linear(tap("out", v), weights.out, weights.out_bias)
-    return out, MixerState(conv_state, ssm_state)
+    out = F.linear(_tap_out(weights, v, tap), weights.out, weights.out_bias)
+    return out, scanner.final
 
 
-def language_model_forward(
-    weights: LanguageModelWeights,
-    input_ids: Tensor,
-    taps: Callable[[int], Tap] = lambda _layer: no_tap,
-    head_tap: Tap = no_tap,
-) -> Tensor:
-    """Logits of whole sequences, each from a zero state.
+def block_forward(
+    weights: MixerWeights,
+    hidden_states: Tensor,
+    state: MixerState | None = None,
+    tap: Tap = no_tap,
+    mask: Tensor | None = None,
+    grid: Grid | None = None,
+) -> tuple[Tensor, MixerState | None]:
+    """mixer_forward and the block's skip.
 
     Args:
-        weights: of the model, in the dtype to compute in.
-        input_ids: (batch, seqlen), int64.
-        taps: the tap of each layer.
-        head_tap: sees site "head", (batch, seqlen, hidden), the input of lm_head.
+        weights: of the block.
+        hidden_states: (batch, seqlen, hidden).
+        state: as mixer_forward.
+        tap: as mixer_forward.
+        mask: as mixer_forward.
+        grid: as mixer_forward.
 
     Returns:
-        logits: (batch, seqlen, vocab).
+        As mixer_forward, the skip added to out.
     """
-    residual = weights.embedding[input_ids]
-    for index, layer in enumerate(weights.layers):
-        residual = residual + mixer_forward(layer, residual, tap=taps(index))[0]
-    normed = head_tap("head", rms_norm(residual, weights.norm_f, weights.norm_eps))
-    return F.linear(normed, weights.lm_head)
+    out, state = mixer_forward(weights, hidden_states, state, tap, mask, grid)
+    if weights.skip is Skip.RESIDUAL:
+        out = out + hidden_states
+    if weights.skip is Skip.NORMALISED:
+        assert weights.norm is not None
+        out = out + apply_skip(weights, apply_norm(weights.norm, hidden_states))
+    return out, state
+
+
+def apply_skip(weights: MixerWeights, normed: Tensor) -> Tensor:
+    """What a NORMALISED skip adds.
+
+    Args:
+        weights: with skip_weight and skip_bias.
+        normed: (batch, seqlen, hidden), output of the norm.
+    """
+    assert weights.skip_weight is not None and weights.skip_bias is not None
+    if weights.skip_weight.dim() == 2:
+        return normed @ weights.skip_weight + weights.skip_bias
+    return normed * weights.skip_weight + weights.skip_bias
+
+
+class _Scanner:
+    """Convolves and scans along the routes of one block, one call of it."""
+
+    def __init__(
+        self,
+        weights: MixerWeights,
+        xs: Tensor,
+        grid: Grid,
+        state: MixerState | None,
+        tap: Tap,
+        keep: Tensor | None,
+    ) -> None:
+        self.weights, self.xs, self.grid = weights, xs, grid
+        self.state, self.tap, self.keep = state, tap, keep
+        self.final: MixerState | None = None
+        self._shared: dict[int, _Convolved] = {}
+
+    def scan(self, route: ScanRoute) -> Tensor:
+        """(batch, tokens, channels of the branch), at the tokens of the block's grid."""
+        branch = self.weights.branches[route.branch]
+        convolved, conv_state = self._convolve(branch, route)
+        walk = _Walk(route, convolved.grid)
+        x = convolved.x[..., branch.channels]
+        B, C, delta = self._parameters(x, branch, route.branch)
+        initial = None if self.state is None else self.state.ssm
+        y, ssm = selective_scan(
+            walk.gather(x),
+            walk.gather(delta),
+            branch.A,
+            walk.gather(B),
+            walk.gather(C),
+            branch.D,
+            initial,
+            rotates_state=self.weights.has_state_rotation,
+            see_state=lambda h: self.tap(f"h.{route.branch}", h),
+        )
+        if conv_state is not None and self.weights.is_sequential:
+            self.final = MixerState(conv_state, ssm)
+        return resample(walk.scatter(y), convolved.grid, self.grid)
+
+    def _parameters(
+        self, x: Tensor, branch: BranchWeights, index: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dt = self.tap(f"dt.{index}", F.linear(x, branch.x_dt, branch.x_dt_bias))
+        B = self.tap(f"B.{index}", F.linear(x, branch.x_B))
+        C = self.tap(f"C.{index}", F.linear(x, branch.x_C))
+        return B, C, F.softplus(F.linear(dt, branch.dt, branch.dt_bias))
+
+    def _convolve(
+        self, branch: BranchWeights, route: ScanRoute
+    ) -> tuple[_Convolved, Tensor | None]:
+        if branch.conv is None:
+            return _Convolved(self.xs, self.grid), None
+        conv = self.weights.convs[branch.conv]
+        if conv.is_causal and conv.along_route:
+            walk = _Walk(route, self.grid)
+            initial = None if self.state is None else self.state.conv
+            y, final = causal_conv(walk.gather(self.xs), conv.weight, conv.bias, initial)
+            return self._activated(walk.scatter(y), self.grid, branch.conv), final
+        if branch.conv not in self._shared:
+            if conv.is_causal:
+                y, grid = causal_conv(self.xs, conv.weight, conv.bias, None)[0], self.grid
+            else:
+                y, grid = image_conv(self.xs, conv, self.grid)
+            self._shared[branch.conv] = self._activated(y, grid, branch.conv)
+        return self._shared[branch.conv], None
+
+    def _activated(self, y: Tensor, grid: Grid, index: int) -> _Convolved:
+        x = self.tap(f"x.{index}", F.silu(y))
+        return _Convolved(x if self.keep is None else x * self.keep, grid)
+
+
+def _merged(scanner: _Scanner, hidden_states: Tensor, gate: Tensor | None) -> Tensor:
+    """(batch, seqlen, dim): the routes' results as one, normalised and gated."""
+    weights = scanner.weights
+    parts: dict[int, list[Tensor]] = {}  # by first channel
+    for route in weights.routes:
+        first = weights.branches[route.branch].first_channel
+        parts.setdefault(first, []).append(scanner.scan(route))
+    heads = []
+    for _, ys in sorted(parts.items()):
+        if weights.merge is Merge.VARIATION:
+            stacked = torch.stack(ys)
+            heads.append(stacked.sum(0) * variation_gate(stacked, weights.merge_threshold))
+        elif weights.merge is Merge.GATED:
+            vs = torch.stack(ys if gate is None else [y * gate for y in ys])
+            assert weights.merge_in is not None and weights.merge_out is not None
+            shares = route_shares(vs, hidden_states, weights.merge_in, weights.merge_out)
+            heads.append((vs * shares).sum(0))
+        else:
+            heads.append(torch.stack(ys).sum(0) if len(ys) > 1 else ys[0])
+    y = torch.cat(heads, -1) if len(heads) > 1 else heads[0]
+    if weights.out_norm is not None:
+        y = apply_norm(weights.out_norm, y)
+    return y if gate is None or weights.merge is Merge.GATED else y * gate
+
+
+def _tap_out(weights: MixerWeights, v: Tensor, tap: Tap) -> Tensor:
+    """The tap at out_proj's input, the class token by itself where it has a range of its own."""
+    at = weights.class_token
+    if at is None:
+        return tap("out", v)
+    others = tap("out", torch.cat([v[:, :at], v[:, at + 1 :]], 1))
+    return torch.cat([others[:, :at], tap("out.class", v[:, at : at + 1]), others[:, at:]], 1)

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mambaquant_ext.model.weights import LanguageModelWeights, MixerWeights
+from mambaquant_ext.artifacts.layout import NormKind
+from mambaquant_ext.model.weights import (
+    BranchWeights,
+    ConvWeights,
+    LanguageModelWeights,
+    MixerWeights,
+    NormWeights,
+)
 
 
 def import_transformers() -> Any:
@@ -48,13 +55,12 @@ def refusals_as(kind: type[ValueError], path: Path) -> Iterator[None]:
         raise kind(f"{path}: refused by transformers: {type(error).__name__}: {text}") from None
 
 
-def mixer_weights(mixer: nn.Module, norm_weight: Tensor, norm_eps: float) -> MixerWeights:
+def mixer_weights(mixer: nn.Module, norm: NormWeights | None) -> MixerWeights:
     """The weights of a Mamba-1 mixer of transformers or mamba_ssm: their parameters have the same names.
 
     Args:
         mixer: with in_proj, conv1d, x_proj, dt_proj, A_log, D, out_proj.
-        norm_weight: (hidden,), of the RMSNorm before it.
-        norm_eps: of that norm.
+        norm: before it, or None.
 
     Returns:
         float32 weights; nothing shares storage with the module.
@@ -92,15 +98,8 @@ def mixer_weights(mixer: nn.Module, norm_weight: Tensor, norm_eps: float) -> Mix
     in_x, in_z = copy(m.in_proj.weight).split(dim)
     in_x_bias, in_z_bias = bias(m.in_proj.bias, 2 * dim).split(dim)
     x_dt, x_B, x_C = copy(m.x_proj.weight).split([dt_rank, dstate, dstate])
-    return MixerWeights(
-        norm_weight=copy(norm_weight),
-        norm_eps=float(norm_eps),
-        in_x=in_x,
-        in_z=in_z,
-        in_x_bias=in_x_bias,
-        in_z_bias=in_z_bias,
-        conv=copy(m.conv1d.weight)[:, 0],
-        conv_bias=bias(m.conv1d.bias, dim),
+    conv = ConvWeights(weight=copy(m.conv1d.weight)[:, 0], bias=bias(m.conv1d.bias, dim))
+    branch = BranchWeights(
         x_dt=x_dt,
         x_dt_bias=torch.zeros(dt_rank),
         x_B=x_B,
@@ -109,6 +108,15 @@ def mixer_weights(mixer: nn.Module, norm_weight: Tensor, norm_eps: float) -> Mix
         dt_bias=bias(m.dt_proj.bias, dim),
         A=-torch.exp(copy(m.A_log)),
         D=copy(m.D),
+    )
+    return MixerWeights(
+        norm=norm,
+        in_x=in_x,
+        in_x_bias=in_x_bias,
+        in_z=in_z,
+        in_z_bias=in_z_bias,
+        convs=(conv,),
+        branches=(branch,),
         out=copy(m.out_proj.weight),
         out_bias=bias(m.out_proj.bias, m.out_proj.weight.shape[0]),
         gate_scale=torch.ones(dim),
@@ -150,12 +158,24 @@ def block_weights(block: nn.Module) -> MixerWeights:
     if getattr(block, "mlp", None) is not None:
         raise TypeError(f"{owner}: expected a block without an mlp, got {type(block.mlp).__name__}")
     assert isinstance(block.norm, nn.Module) and isinstance(block.mixer, nn.Module)
-    return mixer_weights(block.mixer, *norm_parts(block.norm, f"{owner}.norm"))
+    weight, eps = norm_parts(block.norm, f"{owner}.norm")
+    weight = weight.detach().to("cpu", torch.float32, copy=True)
+    norm = NormWeights(kind=NormKind.RMS, weight=weight, bias=torch.zeros_like(weight), eps=eps)
+    return mixer_weights(block.mixer, norm)
 
 
 def embedding_name(backbone: nn.Module) -> str:
     """Name of the embedding in transformers' (`embeddings`) or mamba_ssm's (`embedding`) backbone."""
     return "embeddings" if hasattr(backbone, "embeddings") else "embedding"
+
+
+def is_language_model(model: nn.Module) -> bool:
+    """Whether language_model_weights is the one to read it, or to say what is wrong with it.
+
+    Args:
+        model: any.
+    """
+    return hasattr(model, "backbone") and hasattr(model, "lm_head")
 
 
 def language_model_weights(model: nn.Module) -> LanguageModelWeights:

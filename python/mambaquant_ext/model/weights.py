@@ -1,4 +1,4 @@
-"""Weights of a Mamba-1 block and language model, with the hooks that the transforms need."""
+"""Weights of a Mamba block, whatever family it is of, with the hooks that the transforms need."""
 
 from __future__ import annotations
 
@@ -10,23 +10,68 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from mambaquant_ext.artifacts.layout import Merge, NormKind, Skip
+from mambaquant_ext.routes import FORWARD, ScanRoute
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MixerWeights:
-    """One pre-norm block: RMSNorm, Mamba-1 mixer, residual add.
-
-    in_proj and x_proj are kept in their parts, because transforms and scales treat the parts differently
-    (algorithm section 1.1). A row is one output channel everywhere.
+class NormWeights:
+    """A norm over the last dimension.
 
     Attributes:
-        norm_weight: (hidden,), gamma.
-        norm_eps: added to the mean square.
-        in_x: (dim, hidden), rows of in_proj that make the conv input.
-        in_z: (dim, hidden), rows of in_proj that make the gate.
-        in_x_bias: (dim,).
-        in_z_bias: (dim,).
-        conv: (dim, width), depthwise taps, oldest input first.
-        conv_bias: (dim,).
+        kind: RMS or LAYER.
+        weight: (n,), gamma.
+        bias: (n,), beta; zeros for a norm without one.
+        eps: added to the mean square or the variance.
+    """
+
+    kind: NormKind
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    def replace(self, **changes: object) -> NormWeights:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether weight and bias have been moved into the linear behind."""
+        return bool((self.weight == 1).all()) and not bool(self.bias.any())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvWeights:
+    """A depthwise convolution before SiLU: causal along the tokens, or two-dimensional over an image.
+
+    Attributes:
+        weight: (dim, width), oldest input first; or (dim, kernel_height, kernel_width), zero padded by half a kernel.
+        bias: (dim,).
+        stride: of both axes, 1 for a causal one. The routes behind it walk the smaller grid.
+        along_route: a causal convolution walks each route that uses it; otherwise it walks tokens as stored, once
+            for all routes.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    stride: int = 1
+    along_route: bool = True
+
+    @property
+    def is_causal(self) -> bool:
+        """One-dimensional rather than two-dimensional."""
+        return self.weight.dim() == 2
+
+    def replace(self, **changes: object) -> ConvWeights:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchWeights:
+    """A selective state space: what makes dt, B and C of x, and scans.
+
+    Attributes:
         x_dt: (dt_rank, dim), rows of x_proj that make dt.
         x_dt_bias: (dt_rank,), zero unless dt is centred.
         x_B: (dstate, dim).
@@ -35,21 +80,10 @@ class MixerWeights:
         dt_bias: (dim,).
         A: (dim, dstate), -exp(A_log).
         D: (dim,).
-        out: (hidden, dim).
-        out_bias: (hidden,).
-        gate_scale: (dim,), s of S-SiLU: the gate is z * sigmoid(s * z).
-        has_out_rotation: the input of `out` goes through the Hadamard transform first (R2).
-        has_state_rotation: h goes through the Hadamard transform on the state axis before C (R4).
+        conv: index of the convolution that makes x, or None where x is in_proj's output itself.
+        first_channel: of the channels of x that it scans, A.shape[0] of them.
     """
 
-    norm_weight: Tensor
-    norm_eps: float
-    in_x: Tensor
-    in_z: Tensor
-    in_x_bias: Tensor
-    in_z_bias: Tensor
-    conv: Tensor
-    conv_bias: Tensor
     x_dt: Tensor
     x_dt_bias: Tensor
     x_B: Tensor
@@ -58,21 +92,13 @@ class MixerWeights:
     dt_bias: Tensor
     A: Tensor
     D: Tensor
-    out: Tensor
-    out_bias: Tensor
-    gate_scale: Tensor
-    has_out_rotation: bool = False
-    has_state_rotation: bool = False
-
-    @property
-    def hidden(self) -> int:
-        """Width of the residual stream (d_model)."""
-        return self.out.shape[0]
+    conv: int | None = 0
+    first_channel: int = 0
 
     @property
     def dim(self) -> int:
-        """Inner width (d_inner)."""
-        return self.out.shape[1]
+        """Channels."""
+        return self.A.shape[0]
 
     @property
     def dstate(self) -> int:
@@ -85,17 +111,105 @@ class MixerWeights:
         return self.dt.shape[1]
 
     @property
-    def width(self) -> int:
-        """Taps of the causal convolution."""
-        return self.conv.shape[1]
+    def channels(self) -> slice:
+        """Of x."""
+        return slice(self.first_channel, self.first_channel + self.dim)
+
+    def replace(self, **changes: object) -> BranchWeights:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixerWeights:
+    """A Mamba block: norm, in_proj, convolutions, scans along routes, their merge, gate, out_proj, skip.
+
+    A language model's block has one convolution, one branch and one route. in_proj and x_proj are kept in their
+    parts, because transforms and scales treat the parts differently (algorithm section 1.1). A row is one output
+    channel everywhere.
+
+    Attributes:
+        norm: before in_proj, or None where the block gets its input normalised.
+        in_x: (dim, hidden), rows of in_proj that make the conv input.
+        in_x_bias: (dim,).
+        in_z: (dim, hidden), rows of in_proj that make the gate, or None for a block without one.
+        in_z_bias: (dim,), or None.
+        convs: used by the branches.
+        branches: used by the routes.
+        routes: walks over the tokens. Routes whose branches scan the same channels are merged.
+        merge: of their results.
+        merge_in: (routes, hidden), of the token mean of the block's input, for Merge.GATED.
+        merge_out: (routes, routes, dim), of the token means of the routes' gated results, for Merge.GATED.
+        merge_threshold: for Merge.VARIATION.
+        out_norm: between merge and gate, or None.
+        gate_scale: (dim,), s of S-SiLU: the gate is z * sigmoid(s * z).
+        out: (hidden_out, dim).
+        out_bias: (hidden_out,).
+        skip: what is added to the output.
+        skip_weight: (hidden,) or (hidden, hidden) with row-vector convention, of a NORMALISED skip.
+        skip_bias: (hidden,), of a NORMALISED skip.
+        class_token: position of a token whose out_proj input has a range of its own, or None.
+        has_in_rotation: the input of in_proj goes through the Hadamard transform first (R1 inside the block).
+        has_out_rotation: the input of `out` goes through the Hadamard transform first (R2).
+        has_state_rotation: h goes through the Hadamard transform on the state axis before C (R4).
+    """
+
+    norm: NormWeights | None
+    in_x: Tensor
+    in_x_bias: Tensor
+    in_z: Tensor | None
+    in_z_bias: Tensor | None
+    convs: tuple[ConvWeights, ...]
+    branches: tuple[BranchWeights, ...]
+    routes: tuple[ScanRoute, ...] = (FORWARD,)
+    merge: Merge = Merge.SUM
+    merge_in: Tensor | None = None
+    merge_out: Tensor | None = None
+    merge_threshold: float = 0.0
+    out_norm: NormWeights | None = None
+    gate_scale: Tensor
+    out: Tensor
+    out_bias: Tensor
+    skip: Skip = Skip.RESIDUAL
+    skip_weight: Tensor | None = None
+    skip_bias: Tensor | None = None
+    class_token: int | None = None
+    has_in_rotation: bool = False
+    has_out_rotation: bool = False
+    has_state_rotation: bool = False
+
+    @property
+    def hidden(self) -> int:
+        """Width of the block's input (d_model)."""
+        return self.in_x.shape[1]
+
+    @property
+    def dim(self) -> int:
+        """Inner width (d_inner)."""
+        return self.out.shape[1]
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether tokens can come one at a time: one route, as stored, first to last."""
+        return (
+            self.routes == (FORWARD,)
+            and len(self.convs) == 1
+            and self.convs[0].is_causal
+            and self.branches[0].conv == 0
+            and self.merge is Merge.SUM
+        )
 
     def replace(self, **changes: object) -> MixerWeights:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
+    def map_branches(self, function: Callable[[BranchWeights], BranchWeights]) -> MixerWeights:
+        """A copy with `function` applied to every branch."""
+        return self.replace(branches=tuple(function(branch) for branch in self.branches))
+
     def map(self, function: Callable[[Tensor], Tensor]) -> MixerWeights:
         """A copy with `function` applied to every tensor."""
-        return _map_tensors(self, function)
+        return map_tensors(self, function)
 
     def to(self, dtype: torch.dtype) -> MixerWeights:
         """A copy in another floating dtype."""
@@ -126,17 +240,29 @@ class LanguageModelWeights:
 
     def to(self, dtype: torch.dtype) -> LanguageModelWeights:
         """A copy in another floating dtype."""
-        layers = tuple(layer.to(dtype) for layer in self.layers)
-        return _map_tensors(self, lambda tensor: tensor.to(dtype)).replace(layers=layers)
+        return map_tensors(self, lambda tensor: tensor.to(dtype))
 
 
-_Weights = TypeVar("_Weights", MixerWeights, LanguageModelWeights)
+_Weights = TypeVar("_Weights")
 
 
-def _map_tensors(weights: _Weights, function: Callable[[Tensor], Tensor]) -> _Weights:
-    changes: dict[str, Any] = {
-        field.name: function(value)
-        for field in dataclasses.fields(weights)
-        if isinstance(value := getattr(weights, field.name), Tensor)
-    }
-    return dataclasses.replace(weights, **changes)
+def map_tensors(weights: _Weights, function: Callable[[Tensor], Tensor]) -> _Weights:
+    """A copy of a dataclass with `function` applied to every tensor in it, at any depth.
+
+    Args:
+        weights: a dataclass whose fields hold tensors, dataclasses, tuples of them, or plain values.
+        function: of a tensor.
+    """
+
+    def mapped(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return function(value)
+        if isinstance(value, tuple):
+            return tuple(mapped(item) for item in value)
+        # A route has no tensors, and stays the object that it is.
+        if dataclasses.is_dataclass(value) and not isinstance(value, (type, ScanRoute)):
+            return map_tensors(value, function)
+        return value
+
+    changes = {f.name: mapped(getattr(weights, f.name)) for f in dataclasses.fields(weights)}  # type: ignore[arg-type]
+    return dataclasses.replace(weights, **changes)  # type: ignore[type-var]

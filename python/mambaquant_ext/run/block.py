@@ -1,15 +1,17 @@
-"""QuantMambaBlock: norm, Mamba-1 mixer and residual add of one layer, in int8."""
+"""QuantMambaBlock: norm, Mamba mixer and skip of one layer, in int8, along whatever routes it scans."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mambaquant_ext.artifacts import BlockOptions, PackedBlock
+from mambaquant_ext.artifacts import PackedBlock
 from mambaquant_ext.config import Fidelity, Recipe
+from mambaquant_ext.routes import Grid
 from mambaquant_ext.run.cache import read_cache, write_cache
 from mambaquant_ext.run.mixers import EmulatedMixer, IntegerMixer
 from mambaquant_ext.run.modules import FrozenModule
@@ -20,9 +22,12 @@ class QuantMambaBlock(FrozenModule):
 
     Data flow, with what each kernel writes (algorithm section 6.3):
 
-        norm -> int8 -> in_proj -> int8 (x | z) -> conv, SiLU -> int8 -> x_proj -> int8 (dt | B | C)
-        dt -> dt_proj -> float32 -> scan with softplus, int8 read-out, D, S-SiLU gate -> float32
-        -> Hadamard -> int8 -> out_proj + residual -> float32
+        norm -> int8 -> in_proj -> int8 (x | z)
+        per route: conv, SiLU -> int8 -> x_proj -> int8 (dt | B | C); dt -> dt_proj -> float32
+                   -> scan with softplus, int8 read-out, D, sum of the routes before, S-SiLU gate -> float32
+        -> Hadamard -> int8 -> out_proj + skip -> float32
+
+    Tokens stay where they are: a route's order is a gather inside the convolution and the scan.
 
     The recurrence, its state and the residual stream are float32. With static scales every token's result is the
     same bits in a whole prompt, in chunks, and one at a time.
@@ -31,15 +36,13 @@ class QuantMambaBlock(FrozenModule):
     def __init__(
         self,
         packed: PackedBlock,
-        options: BlockOptions,
         layer_idx: int = 0,
         fidelity: Fidelity = Fidelity.INTEGER,
     ) -> None:
         """Packs the weights for the instruction set in use.
 
         Args:
-            packed: the block's tensors.
-            options: how they are used.
+            packed: the block's structure and tensors.
             layer_idx: this block's index in a model's cache.
             fidelity: integer kernels, or their emulation in float.
 
@@ -49,16 +52,17 @@ class QuantMambaBlock(FrozenModule):
         super().__init__()
         self.layer_idx = layer_idx
         self.fidelity = fidelity
-        self.options = options
+        self.layout = packed.layout
         for name, tensor in packed.tensors().items():
-            self.register_buffer(name, tensor)
+            self.register_buffer(name.replace(".", "_"), tensor)
         self.prepare()
 
     def prepare(self) -> None:
         """Packs the weights for the device that they are on."""
-        self.packed = PackedBlock(**dict(self.named_buffers(recurse=False)))
+        tensors = {name: self.get_buffer(name.replace(".", "_")) for name in self.layout.expected()}
+        self.packed = PackedBlock.from_tensors(self.layout, tensors)
         is_integer = self.fidelity is Fidelity.INTEGER
-        self.executor = (IntegerMixer if is_integer else EmulatedMixer)(self.packed, self.options)
+        self.executor = (IntegerMixer if is_integer else EmulatedMixer)(self.packed)
 
     @classmethod
     def from_float(
@@ -70,16 +74,17 @@ class QuantMambaBlock(FrozenModule):
     ) -> QuantMambaBlock:
         """Quantizes one block by itself.
 
-        The residual stream keeps its basis: R1 belongs to a whole model (see `quantize_`).
+        The residual stream keeps its basis: the recipe's residual_rotation becomes an online Hadamard transform
+        between norm and in_proj. (Folded into a whole model, `quantize_` does without one.)
 
         Args:
             block: with `norm` and `mixer`, of transformers or mamba_ssm.
             hidden_states: inputs of the block to calibrate on, each (batch, seqlen, hidden), float.
-            recipe: how; its residual_rotation is ignored.
+            recipe: how.
             fidelity: integer kernels, or their emulation.
 
         Raises:
-            ValueError: no inputs, wrong shapes, or too few tokens for a KLT.
+            ValueError: no inputs, wrong shapes, too few tokens for a KLT, or a width without a Hadamard matrix.
         """
         from mambaquant_ext.pipeline import quantize_block
 
@@ -91,6 +96,7 @@ class QuantMambaBlock(FrozenModule):
         hidden_states: Tensor,
         cache_params: Any = None,
         attention_mask: Tensor | None = None,
+        grid: Grid | None = None,
         **_kwargs: Any,
     ) -> Tensor:
         """Residual stream in, residual stream out.
@@ -101,19 +107,26 @@ class QuantMambaBlock(FrozenModule):
                 None; or a StateDict. It holds the conv's int8 inputs (batch, width - 1, dim) and the float32 state
                 (batch, dstate, dim).
             attention_mask: (batch, seqlen), zero at padding, or None.
+            grid: sizes of the axes over which the tokens are stored row by row, such as (height, width); (seqlen,)
+                by default.
 
         Returns:
             (batch, seqlen, hidden), float32.
 
         Raises:
-            ValueError: shapes that do not fit, such as those of a cache of another batch size or model.
+            ValueError: shapes that do not fit, such as those of a cache of another batch size or model, or a cache
+                for a block that walks several routes.
             NotImplementedError: a cache that records the past.
         """
-        sizes = self.packed.sizes
-        if hidden_states.dim() != 3 or hidden_states.shape[2] != sizes.hidden:
+        if hidden_states.dim() != 3 or hidden_states.shape[2] != self.layout.hidden:
             raise ValueError(
-                f"QuantMambaBlock: expected hidden_states of shape (batch, seqlen, {sizes.hidden}), "
+                f"QuantMambaBlock: expected hidden_states of shape (batch, seqlen, {self.layout.hidden}), "
                 f"got {tuple(hidden_states.shape)}"
+            )
+        grid = (hidden_states.shape[1],) if grid is None else grid
+        if math.prod(grid) != hidden_states.shape[1]:
+            raise ValueError(
+                f"QuantMambaBlock: expected a grid of {hidden_states.shape[1]} tokens, got {grid}"
             )
         mask = None
         if attention_mask is not None:
@@ -126,9 +139,13 @@ class QuantMambaBlock(FrozenModule):
             mask = None if bool(mask.all()) else mask
         state = None
         if cache_params is not None:
+            if not self.layout.is_sequential:
+                raise ValueError(
+                    "QuantMambaBlock: expected no cache for a block that walks several routes, got one"
+                )
             conv, ssm = self.executor.state_shapes(hidden_states.shape[0])
             state = read_cache(cache_params, self.layer_idx, conv, ssm)
-        out, state = self.executor.forward(hidden_states.float(), state, mask)
-        if cache_params is not None:
+        out, state = self.executor.forward(hidden_states.float(), state, mask, grid)
+        if cache_params is not None and state is not None:
             write_cache(cache_params, self.layer_idx, state)
         return out

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mambaquant_ext.artifacts import BlockOptions, PackedBlock
-from mambaquant_ext.model import MixerWeights
+from mambaquant_ext.artifacts import NormKind, PackedBlock, PackedBranch, PackedConv
+from mambaquant_ext.artifacts.layout import BranchLayout, ConvLayout
+from mambaquant_ext.model import BranchWeights, ConvWeights, MixerWeights, NormWeights
 from mambaquant_ext.model.forward import Tap
 
 
@@ -47,79 +48,129 @@ def round_asymmetric(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) ->
     return (q - zero_point) * scale.to(x.dtype)
 
 
-def emulated_weights(block: PackedBlock, options: BlockOptions, dtype: torch.dtype) -> MixerWeights:
+def dequantized(q: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """(N, ...) int8 rows times their scales (N,)."""
+    return q.to(dtype) * scale.to(dtype).view(-1, *[1] * (q.dim() - 1))
+
+
+def emulated_weights(block: PackedBlock, dtype: torch.dtype) -> MixerWeights:
     """The float weights that the int8 codes stand for.
 
     Args:
-        block: packed tensors.
-        options: of the block.
+        block: packed.
         dtype: to compute in; float64 makes every integer product exact.
     """
-    sizes = block.sizes
-
-    def dequantized(q: Tensor, scale: Tensor) -> Tensor:
-        return q.to(dtype) * scale.to(dtype)[:, None]
-
-    in_x, in_z = dequantized(block.in_proj, block.in_proj_scale).split(sizes.dim)
-    in_x_bias, in_z_bias = block.in_proj_bias.split(sizes.dim)
-    # The packed columns carry the scale of x; the emulated x is in its own units.
-    x_proj = dequantized(block.x_proj, block.x_proj_scale) / block.x_scale.to(dtype)
-    x_dt, x_B, x_C = x_proj.split([sizes.dt_rank, sizes.dstate, sizes.dstate])
+    layout = block.layout
+    in_proj = dequantized(block.in_proj, block.in_proj_scale, dtype)
+    split = [layout.dim] * 2 if layout.has_gate else [layout.dim]
+    rows, biases = in_proj.split(split), block.in_proj_bias.split(split)
+    convs = zip(block.convs, layout.convs, strict=True)
+    branches = zip(block.branches, layout.branches, strict=True)
     return MixerWeights(
-        norm_weight=block.norm_weight,
-        norm_eps=options.norm_eps,
-        in_x=in_x,
-        in_z=in_z,
-        in_x_bias=in_x_bias,
-        in_z_bias=in_z_bias,
-        conv=dequantized(block.conv.T, block.conv_scale),
-        conv_bias=block.conv_bias,
-        x_dt=x_dt,
-        x_dt_bias=block.x_proj_bias[: sizes.dt_rank],
-        x_B=x_B,
-        x_C=x_C,
-        dt=dequantized(block.dt_proj, block.dt_proj_scale),
-        dt_bias=block.dt_bias,
-        A=block.A.T,
-        D=block.D,
-        out=dequantized(block.out_proj, block.out_proj_scale),
-        out_bias=block.out_proj_bias,
+        norm=_norm(layout.norm, block.norm_weight, block.norm_bias, layout.norm_eps),
+        in_x=rows[0],
+        in_x_bias=biases[0],
+        in_z=rows[1] if layout.has_gate else None,
+        in_z_bias=biases[1] if layout.has_gate else None,
+        convs=tuple(_conv(conv, structure, dtype) for conv, structure in convs),
+        branches=tuple(
+            _branch(branch, structure, x_scale_of(block, structure), dtype)
+            for branch, structure in branches
+        ),
+        routes=layout.routes,
+        merge=layout.merge,
+        merge_in=block.merge_in,
+        merge_out=block.merge_out,
+        merge_threshold=layout.merge_threshold,
+        out_norm=_norm(
+            layout.out_norm, block.out_norm_weight, block.out_norm_bias, layout.out_norm_eps
+        ),
         gate_scale=block.gate_scale,
-        has_out_rotation=options.has_out_rotation,
-        has_state_rotation=options.has_state_rotation,
+        out=dequantized(block.out_proj, block.out_proj_scale, dtype),
+        out_bias=block.out_proj_bias,
+        skip=layout.skip,
+        skip_weight=block.skip_weight,
+        skip_bias=block.skip_bias,
+        class_token=layout.class_token,
+        has_in_rotation=layout.has_in_rotation,
+        has_out_rotation=layout.has_out_rotation,
+        has_state_rotation=layout.has_state_rotation,
     ).to(dtype)
 
 
-def rounding_tap(block: PackedBlock, options: BlockOptions) -> Tap:
+def x_scale_of(block: PackedBlock, branch: BranchLayout) -> Tensor:
+    """(branch's dim,), float32: the scales of what the branch scans."""
+    scale = block.xz_scale if branch.conv is None else block.convs[branch.conv].x_scale
+    return scale[branch.first_channel : branch.first_channel + branch.dim]
+
+
+def _norm(
+    kind: NormKind | None, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> NormWeights | None:
+    if kind is None:
+        return None
+    assert weight is not None and bias is not None
+    return NormWeights(kind=kind, weight=weight, bias=bias, eps=eps)
+
+
+def _conv(conv: PackedConv, layout: ConvLayout, dtype: torch.dtype) -> ConvWeights:
+    return ConvWeights(
+        weight=dequantized(conv.weight.movedim(-1, 0), conv.weight_scale, dtype),
+        bias=conv.bias,
+        stride=layout.stride,
+        along_route=layout.along_route,
+    )
+
+
+def _branch(
+    branch: PackedBranch, layout: BranchLayout, x_scale: Tensor, dtype: torch.dtype
+) -> BranchWeights:
+    # The packed columns carry the scale of x; the emulated x is in its own units.
+    x_proj = dequantized(branch.x_proj, branch.x_proj_scale, dtype) / x_scale.to(dtype)
+    x_dt, x_B, x_C = x_proj.split([layout.dt_rank, layout.dstate, layout.dstate])
+    return BranchWeights(
+        x_dt=x_dt,
+        x_dt_bias=branch.x_proj_bias[: layout.dt_rank],
+        x_B=x_B,
+        x_C=x_C,
+        dt=dequantized(branch.dt_proj, branch.dt_proj_scale, dtype),
+        dt_bias=branch.dt_bias,
+        A=branch.A.T,
+        D=branch.D,
+        conv=layout.conv,
+        first_channel=layout.first_channel,
+    )
+
+
+def rounding_tap(block: PackedBlock) -> Tap:
     """The tap that rounds each site to its packed scale.
 
     Args:
-        block: packed tensors.
-        options: bits and whether the read-out is int8.
+        block: packed.
     """
-    sizes = block.sizes
-    xs_scale, z_scale = block.xz_scale.split(sizes.dim)
-    dt_scale, B_scale, C_scale = block.dtBC_scale.split([sizes.dt_rank, sizes.dstate, sizes.dstate])
+    layout = block.layout
+    bits = layout.activation_bits
     symmetric = {
         "in": block.in_scale,
-        "xs": xs_scale,
-        "dt": dt_scale,
-        "B": B_scale,
-        "C": C_scale,
+        "xs": block.xz_scale[: layout.dim],
+        "z": block.xz_scale[layout.dim :],
         "out": block.out_scale,
     }
+    if block.class_out_scale is not None:
+        symmetric["out.class"] = block.class_out_scale
+    readout: dict[str, Tensor] = {}
+    for index, (branch, structure) in enumerate(zip(block.branches, layout.branches, strict=True)):
+        parts = branch.dtBC_scale.split([structure.dt_rank, structure.dstate, structure.dstate])
+        for name, scale in zip(("dt", "B", "C"), parts, strict=True):
+            symmetric[f"{name}.{index}"] = scale
+        readout[f"h.{index}"] = branch.readout_scale[:, None]
+    convs = {f"x.{index}": conv for index, conv in enumerate(block.convs)}
 
     def tap(site: str, value: Tensor) -> Tensor:
-        if site == "x":
-            return round_asymmetric(
-                value, block.x_scale, block.x_zero_point, options.activation_bits
-            )
-        if site == "z":
-            return round_symmetric(value, z_scale, options.gate_bits)
-        if site == "h":
-            if not options.quantize_readout:
-                return value
-            return round_symmetric(value, block.readout_scale[:, None], options.activation_bits)
-        return round_symmetric(value, symmetric[site], options.activation_bits)
+        if site in convs:
+            return round_asymmetric(value, convs[site].x_scale, convs[site].x_zero_point, bits)
+        if site in readout:
+            return round_symmetric(value, readout[site], bits) if layout.quantize_readout else value
+        return round_symmetric(value, symmetric[site], layout.gate_bits if site == "z" else bits)
 
     return tap

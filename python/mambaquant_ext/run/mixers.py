@@ -2,171 +2,337 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mambaquant_ext import ops
-from mambaquant_ext.artifacts import BlockOptions, BlockSizes, PackedBlock
-from mambaquant_ext.model import MixerState, mixer_forward
-from mambaquant_ext.run.emulate import emulated_weights, rounding_tap
+from mambaquant_ext.artifacts import BlockLayout, BranchLayout, Merge, PackedBlock
+from mambaquant_ext.model import MixerState, block_forward
+from mambaquant_ext.model.forward import resample, route_shares, variation_gate
+from mambaquant_ext.routes import Grid, ScanRoute, kernel_order
+from mambaquant_ext.run.emulate import emulated_weights, rounding_tap, x_scale_of
+from mambaquant_ext.run.ends import BlockEntry, BlockExit
 from mambaquant_ext.run.modules import GemmWeight
 
-CONV_WIDTHS, MAX_DSTATE = (2, 3, 4), 256  # what the kernels take
+CONV_WIDTHS, IMAGE_KERNELS, MAX_DSTATE = (2, 3, 4), (1, 3, 5, 7), 256  # what the kernels take
 
 
-def check_runs_on_kernels(sizes: BlockSizes, options: BlockOptions) -> None:
+def check_runs_on_kernels(layout: BlockLayout) -> None:
     """Refuses at once what an operator would refuse at the first token."""
-    bits = (options.weight_bits, options.activation_bits, options.gate_bits)
+    bits = (layout.weight_bits, layout.activation_bits, layout.gate_bits)
     what, use = "", "; use Fidelity.EMULATED"
     if bits != (8, 8, 8):
         what = f"8 bits everywhere for Fidelity.INTEGER, got weight, activation, gate bits {bits}"
-    elif sizes.width not in CONV_WIDTHS:
-        what = f"a convolution of width 2, 3 or 4, got {sizes.width}"
-    elif sizes.dstate > MAX_DSTATE:
-        what = f"a dstate of at most {MAX_DSTATE}, got {sizes.dstate}"
-    elif options.has_state_rotation and sizes.dstate & (sizes.dstate - 1):
-        what, use = (
-            f"a dstate that is a power of two, got {sizes.dstate}",
-            "; turn state_rotation off",
-        )
+    for conv in layout.convs:
+        if conv.is_causal and conv.kernel[0] not in CONV_WIDTHS:
+            what = f"a convolution of width 2, 3 or 4, got {conv.kernel[0]}"
+        if not conv.is_causal and not set(conv.kernel) <= set(IMAGE_KERNELS):
+            what = f"an image convolution of odd sizes 1 to 7, got {conv.kernel}"
+    for branch in layout.branches:
+        if branch.dstate > MAX_DSTATE:
+            what = f"a dstate of at most {MAX_DSTATE}, got {branch.dstate}"
+        elif layout.has_state_rotation and branch.dstate & (branch.dstate - 1):
+            what = f"a dstate that is a power of two, got {branch.dstate}"
+            use = "; turn state_rotation off"
     if what:
         raise ValueError(f"QuantMambaBlock: expected {what}{use}")
+
+
+class _Branch:
+    """Weights and constants of one branch for the kernels."""
+
+    def __init__(self, packed: PackedBlock, layout: BranchLayout, index: int) -> None:
+        branch = packed.branches[index]
+        self.layout = layout
+        self.channels = slice(layout.first_channel, layout.first_channel + layout.dim)
+        zero_point = None
+        if layout.conv is not None:
+            zero_point = packed.convs[layout.conv].x_zero_point[self.channels].contiguous()
+        self.x_proj = GemmWeight(branch.x_proj, branch.x_proj_scale, branch.x_proj_bias, zero_point)
+        self.dt_proj = GemmWeight(branch.dt_proj, branch.dt_proj_scale)
+        self.parts = [layout.dt_rank, layout.dstate, layout.dstate]
+        self.dtBC_scale = branch.dtBC_scale
+        dt_scale, B_scale, C_scale = branch.dtBC_scale.split(self.parts)
+        self.dt_scale = dt_scale[:1].clone()
+        self.one = torch.ones_like(self.dt_scale)  # x's scales are in x_proj's columns
+        # Arguments that the whole-sequence and the one-token operator share.
+        self.scan_constants: dict[str, Any] = {
+            "x_scale": x_scale_of(packed, layout).contiguous(),
+            "x_zero_point": zero_point,
+            "dt_bias": branch.dt_bias,
+            "A": branch.A,
+            "B_scale": B_scale.clone(),
+            "C_scale": C_scale[:1].clone(),
+            "D": branch.D,
+            "readout_scale": branch.readout_scale if packed.layout.quantize_readout else None,
+            "rotate_state": packed.layout.has_state_rotation,
+        }
+        self.is_whole = layout.dim == packed.layout.dim
+        self.gate_constants: dict[str, Any] = {}
+        if packed.layout.has_gate:
+            z_scale = packed.xz_scale[packed.layout.dim :]
+            self.gate_constants = {
+                "z_scale": z_scale[self.channels].clone(),
+                "gate_scale": packed.gate_scale[self.channels].clone(),
+            }
+
+    def own(self, x: Tensor) -> Tensor:
+        """The branch's channels of (..., dim)."""
+        return x if self.is_whole else x[..., self.channels]
+
+    def arguments(self, z: Tensor | None) -> dict[str, Any]:
+        """What the scan takes of this branch.
+
+        Args:
+            z: (..., dim), int8, where the scan gates, else None.
+        """
+        if z is None:
+            return self.scan_constants
+        return {**self.scan_constants, **self.gate_constants, "z": self.own(z)}
+
+    def dtBC(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(tokens, dim) int8 -> dt (tokens, dim) float32, B and C (tokens, dstate) int8."""
+        rows = self.x_proj.requantize(x, self.one, self.dtBC_scale)
+        dt, B, C = rows.split(self.parts, -1)
+        return self.dt_proj.dequantize(dt, self.dt_scale), B, C
 
 
 class IntegerMixer:
     """The int8 data flow. A state is MixerState(int8 (batch, width - 1, dim), float32 (batch, dstate, dim))."""
 
-    def __init__(self, packed: PackedBlock, options: BlockOptions) -> None:
+    def __init__(self, packed: PackedBlock) -> None:
         """Packs the weights.
 
         Raises:
             ValueError: fewer than 8 bits, or sizes that the kernels do not have.
         """
-        check_runs_on_kernels(packed.sizes, options)
-        sizes = packed.sizes
-        self.packed, self.options = packed, options
-        self.norm_weight = None if bool((packed.norm_weight == 1).all()) else packed.norm_weight
+        layout = packed.layout
+        check_runs_on_kernels(layout)
+        self.packed, self.layout = packed, layout
+        self.entry, self.exit = BlockEntry(packed), BlockExit(packed)
         self.in_proj = GemmWeight(packed.in_proj, packed.in_proj_scale, packed.in_proj_bias)
-        self.x_proj = GemmWeight(
-            packed.x_proj, packed.x_proj_scale, packed.x_proj_bias, packed.x_zero_point
-        )
-        self.dt_proj = GemmWeight(packed.dt_proj, packed.dt_proj_scale)
-        self.out_proj = GemmWeight(packed.out_proj, packed.out_proj_scale, packed.out_proj_bias)
-        self.parts = [sizes.dt_rank, sizes.dstate, sizes.dstate]
-        dt_scale, B_scale, C_scale = packed.dtBC_scale.split(self.parts)
-        xs_scale, z_scale = packed.xz_scale.split(sizes.dim)
-        self.dt_scale = dt_scale[:1].clone()
-        self.one = torch.ones_like(self.dt_scale)  # x's scales are in x_proj's columns
-        # Arguments that the whole-sequence and the one-token operator share.
-        self.conv_constants: dict[str, Any] = {
-            "x_scale": xs_scale.clone(),
-            "weight": packed.conv,
-            "weight_scale": packed.conv_scale,
-            "bias": packed.conv_bias,
-            "out_scale": packed.x_scale,
-            "out_zero_point": packed.x_zero_point,
-        }
-        self.scan_constants: dict[str, Any] = {
-            "x_scale": packed.x_scale,
-            "x_zero_point": packed.x_zero_point,
-            "dt_bias": packed.dt_bias,
-            "A": packed.A,
-            "B_scale": B_scale.clone(),
-            "C_scale": C_scale[:1].clone(),
-            "D": packed.D,
-            "z_scale": z_scale.clone(),
-            "gate_scale": packed.gate_scale,
-            "readout_scale": packed.readout_scale if options.quantize_readout else None,
-            "rotate_state": options.has_state_rotation,
-        }
+        self.xs_scale = packed.xz_scale[: layout.dim].clone()
+        self.z_scale = packed.xz_scale[layout.dim :].clone()
+        # A gate is part of the scan unless something comes between merge and gate.
+        self.scan_gates = layout.out_norm is None and layout.merge is not Merge.VARIATION
+        self.convs: list[dict[str, Any]] = [
+            {
+                "x_scale": self.xs_scale,
+                "weight": conv.weight,
+                "weight_scale": conv.weight_scale,
+                "bias": conv.bias,
+                "out_scale": conv.x_scale,
+                "out_zero_point": conv.x_zero_point,
+            }
+            for conv in packed.convs
+        ]
+        self.branches = [_Branch(packed, b, index) for index, b in enumerate(layout.branches)]
+        self.heads = _heads(layout)
 
     def state_shapes(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Of MixerState.conv and .ssm."""
-        sizes = self.packed.sizes
-        return (batch, sizes.width - 1, sizes.dim), (batch, sizes.dstate, sizes.dim)
+        dim, dstate = self.layout.dim, self.layout.branches[0].dstate
+        return (batch, self.layout.convs[0].kernel[0] - 1, dim), (batch, dstate, dim)
 
     def forward(
-        self, hidden_states: Tensor, state: MixerState | None, mask: Tensor | None
-    ) -> tuple[Tensor, MixerState]:
+        self,
+        hidden_states: Tensor,
+        state: MixerState | None,
+        mask: Tensor | None,
+        grid: Grid,
+    ) -> tuple[Tensor, MixerState | None]:
         """Residual stream (batch, seqlen, hidden) in and out, float32; see QuantMambaBlock."""
-        p, sizes = self.packed, self.packed.sizes
         batch, seqlen, _ = hidden_states.shape
-        residual = hidden_states.reshape(batch * seqlen, sizes.hidden)
-        q, _, _ = ops.rmsnorm_quantize(
-            residual, self.norm_weight, None, p.in_scale, self.options.norm_eps
-        )
-        xz = self.in_proj.requantize(q, p.in_scale, p.xz_scale).unflatten(0, (batch, seqlen))
-        xs, z = xz.split(sizes.dim, -1)
+        rows = hidden_states.reshape(batch * seqlen, self.layout.hidden)
+        q, skip = self.entry(rows)
+        xz = self.in_proj.requantize(q, self.packed.in_scale, self.packed.xz_scale)
+        xz = xz.unflatten(0, (batch, seqlen))
+        xs, z = xz.split(self.layout.dim, -1) if self.layout.has_gate else (xz, None)
         if mask is not None:
             xs.masked_fill_(~mask[..., None], 0)
         if state is not None and seqlen == 1:
-            v = self._update(xs[:, 0], z[:, 0], state, mask)
+            v = self._update(xs, z, state, mask)
         else:
-            v, state = self._scan(xs, z, state, mask)
-        if self.options.has_out_rotation:
-            q, _ = ops.hadamard_quantize(v, p.out_scale)
-        else:
-            q = ops.quantize(v, p.out_scale)
-        out = self.out_proj.dequantize(q, p.out_scale, residual)
+            walker = _Walker(self, xs, z, grid, state, mask)
+            v, state = self._merged(walker, hidden_states), walker.final
+        q, scale = self.exit(v)
+        out = self.exit.out_proj.dequantize(q, scale, skip)
         return out.unflatten(0, (batch, seqlen)), state
 
-    def _dtBC(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(tokens, dim) int8 -> dt (tokens, dim) float32, B and C (tokens, dstate) int8."""
-        dt, B, C = self.x_proj.requantize(x, self.one, self.packed.dtBC_scale).split(self.parts, -1)
-        return self.dt_proj.dequantize(dt, self.dt_scale), B, C
+    def _merged(self, walker: _Walker, hidden_states: Tensor) -> Tensor:
+        """(batch, seqlen, dim), float32: the routes' results as one, normalised and gated."""
+        merge, heads = self.layout.merge, []
+        for routes in self.heads:
+            if merge is Merge.SUM:
+                heads.append(walker.sum(routes))
+                continue
+            ys = torch.stack([walker.sum([route]) for route in routes])
+            if merge is Merge.GATED:
+                ins, outs = self.packed.merge_in, self.packed.merge_out
+                assert ins is not None and outs is not None
+                heads.append((ys * route_shares(ys, hidden_states, ins, outs)).sum(0))
+            else:
+                heads.append(ys.sum(0) * variation_gate(ys, self.layout.merge_threshold))
+        y = torch.cat(heads, -1) if len(heads) > 1 else heads[0]
+        return self._gated(y, walker.z)
+
+    def _gated(self, y: Tensor, z: Tensor | None) -> Tensor:
+        """What is left to do behind the merge: the norm, and the gate if the scan left it out."""
+        if self.scan_gates:
+            return y
+        y = self.exit.normalised(y)
+        if z is None:
+            return y
+        gate = z * self.z_scale
+        return y * (gate * torch.sigmoid(self.packed.gate_scale * gate))
+
+    def _update(
+        self, xs: Tensor, z: Tensor | None, state: MixerState, mask: Tensor | None
+    ) -> Tensor:
+        """One token, (batch, 1, dim); the state changes in place."""
+        branch = self.branches[0]
+        x = ops.causal_conv1d_update_quantize(xs[:, 0], state.conv, **self.convs[0])
+        if mask is not None:
+            x = torch.where(mask, x, self.packed.convs[0].x_zero_point.to(torch.int8))
+        dt, B, C = branch.dtBC(x)
+        arguments = branch.arguments(z[:, 0] if z is not None and self.scan_gates else None)
+        y = ops.selective_scan_update(state.ssm, x=x, dt=dt, B=B, C=C, **arguments)
+        return self._gated(y[:, None], z)
+
+
+def _heads(layout: BlockLayout) -> list[list[ScanRoute]]:
+    """Routes that scan the same channels, in the order of channels; those on coarser grids first."""
+    heads: dict[int, list[ScanRoute]] = {}
+    for route in layout.routes:
+        heads.setdefault(layout.branches[route.branch].first_channel, []).append(route)
+
+    def stride(route: ScanRoute) -> int:
+        conv = layout.branches[route.branch].conv
+        return 1 if conv is None else layout.convs[conv].stride
+
+    return [sorted(heads[first], key=stride, reverse=True) for first in sorted(heads)]
+
+
+class _Walker:
+    """Convolves and scans along the routes of one block, one call of it."""
+
+    def __init__(
+        self,
+        mixer: IntegerMixer,
+        xs: Tensor,
+        z: Tensor | None,
+        grid: Grid,
+        state: MixerState | None,
+        mask: Tensor | None,
+    ) -> None:
+        self.mixer, self.xs, self.z, self.grid = mixer, xs, z, grid
+        self.state, self.mask = state, mask
+        self.final: MixerState | None = None
+        self._shared: dict[int, tuple[Tensor, Grid]] = {}
+
+    def sum(self, routes: Sequence[ScanRoute]) -> Tensor:
+        """(batch, seqlen, channels) float32: the routes' sum, over the block's grid.
+
+        Each scan takes the sum so far as its addend; the last one gates, if scans do.
+        """
+        total: Tensor | None = None
+        at = self.grid
+        for index, route in enumerate(routes):
+            x, grid, conv_state = self._convolve(route)
+            if total is not None:
+                total = resample(total, at, grid)
+            is_last = index == len(routes) - 1
+            z = self.z if self.mixer.scan_gates and is_last else None
+            total, ssm = self._scan(route, x, grid, total, z)
+            at = grid
+            if conv_state is not None and self.mixer.layout.is_sequential:
+                self.final = MixerState(conv_state, ssm)
+        assert total is not None
+        return resample(total, at, self.grid)
 
     def _scan(
-        self, xs: Tensor, z: Tensor, state: MixerState | None, mask: Tensor | None
-    ) -> tuple[Tensor, MixerState]:
-        """A whole sequence; returns v (tokens, dim) float32 and the final state."""
-        batch, seqlen, dim = xs.shape
-        x, conv_state = ops.causal_conv1d_quantize(
-            xs, initial_state=None if state is None else state.conv, **self.conv_constants
+        self, route: ScanRoute, x: Tensor, grid: Grid, addend: Tensor | None, z: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        branch = self.mixer.branches[route.branch]
+        x = branch.own(x)
+        shape = x.shape[:2]
+        dt, B, C = (part.unflatten(0, shape) for part in branch.dtBC(x.flatten(0, 1)))
+        return ops.selective_scan(
+            x=x,
+            dt=dt,
+            B=B,
+            C=C,
+            initial_state=None if self.state is None else self.state.ssm,
+            reverse=route.reverse,
+            order=kernel_order(route.order, grid, x.device),
+            addend=addend,
+            **branch.arguments(z),
         )
-        if mask is not None:
-            x = torch.where(mask[..., None], x, self.packed.x_zero_point.to(torch.int8))
-        dt, B, C = (part.unflatten(0, (batch, seqlen)) for part in self._dtBC(x.flatten(0, 1)))
-        initial = None if state is None else state.ssm
-        v, ssm_state = ops.selective_scan(
-            x=x, dt=dt, B=B, C=C, z=z, initial_state=initial, **self.scan_constants
-        )
-        return v.reshape(batch * seqlen, dim), MixerState(conv_state, ssm_state)
 
-    def _update(self, xs: Tensor, z: Tensor, state: MixerState, mask: Tensor | None) -> Tensor:
-        """One token, (batch, dim); the state changes in place."""
-        x = ops.causal_conv1d_update_quantize(xs, state.conv, **self.conv_constants)
-        if mask is not None:
-            x = torch.where(mask, x, self.packed.x_zero_point.to(torch.int8))
-        dt, B, C = self._dtBC(x)
-        return ops.selective_scan_update(
-            state.ssm, x=x, dt=dt, B=B, C=C, z=z, **self.scan_constants
+    def _convolve(self, route: ScanRoute) -> tuple[Tensor, Grid, Tensor | None]:
+        """What the route scans, (batch, tokens, dim) int8, its grid, and the convolution's state."""
+        index = self.mixer.layout.branches[route.branch].conv
+        if index is None:
+            return self.xs, self.grid, None
+        conv = self.mixer.layout.convs[index]
+        if conv.is_causal and conv.along_route:
+            x, state = ops.causal_conv1d_quantize(
+                self.xs,
+                initial_state=None if self.state is None else self.state.conv,
+                reverse=route.reverse,
+                order=kernel_order(route.order, self.grid, self.xs.device),
+                **self.mixer.convs[index],
+            )
+            return self._masked(x, index), self.grid, state
+        if index not in self._shared:
+            self._shared[index] = self._convolve_once(index)
+        return *self._shared[index], None
+
+    def _convolve_once(self, index: int) -> tuple[Tensor, Grid]:
+        conv, constants = self.mixer.layout.convs[index], self.mixer.convs[index]
+        if conv.is_causal:
+            x, _ = ops.causal_conv1d_quantize(self.xs, **constants)
+            return self._masked(x, index), self.grid
+        image = ops.depthwise_conv2d_quantize(
+            self.xs.unflatten(1, self.grid), stride=conv.stride, **constants
         )
+        return image.flatten(1, 2), (image.shape[1], image.shape[2])
+
+    def _masked(self, x: Tensor, index: int) -> Tensor:
+        if self.mask is None:
+            return x
+        zero_point = self.mixer.packed.convs[index].x_zero_point.to(torch.int8)
+        return torch.where(self.mask[..., None], x, zero_point)
 
 
 class EmulatedMixer:
     """The same function in float on rounded values; its state is in the float model's layout."""
 
-    def __init__(
-        self, packed: PackedBlock, options: BlockOptions, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, packed: PackedBlock, dtype: torch.dtype = torch.float32) -> None:
         """Dequantizes the weights into `dtype`."""
-        self.weights = emulated_weights(packed, options, dtype)
-        self.packed, self.options = packed, options
+        self.weights = emulated_weights(packed, dtype)
+        self.packed = packed
         self.dtype = dtype
 
     def state_shapes(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Of MixerState.conv and .ssm."""
-        weights = self.weights
-        return (batch, weights.width - 1, weights.dim), (batch, weights.dim, weights.dstate)
+        dim, branch = self.weights.dim, self.weights.branches[0]
+        width = self.weights.convs[0].weight.shape[1]
+        return (batch, width - 1, dim), (batch, dim, branch.dstate)
 
     def forward(
-        self, hidden_states: Tensor, state: MixerState | None, mask: Tensor | None
-    ) -> tuple[Tensor, MixerState]:
+        self,
+        hidden_states: Tensor,
+        state: MixerState | None,
+        mask: Tensor | None,
+        grid: Grid,
+    ) -> tuple[Tensor, MixerState | None]:
         """Residual stream (batch, seqlen, hidden) in and out, float32."""
         x = hidden_states.to(self.dtype)
         # Made anew, because a copied module must not round with the scales of the original.
-        tap = rounding_tap(self.packed, self.options)
-        out, state = mixer_forward(self.weights, x, state, tap, mask)
-        return (x + out).float(), state
+        tap = rounding_tap(self.packed)
+        out, state = block_forward(self.weights, x, state, tap, mask, grid)
+        return out.float(), state

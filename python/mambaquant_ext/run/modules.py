@@ -136,24 +136,38 @@ class FinalNorm(FrozenModule):
 
 
 class QuantLinear(FrozenModule):
-    """The language-model head: int8 product with a static input scale, or float32, or the former emulated."""
+    """A linear layer: int8 product with a static input scale, or float32, or the former emulated."""
 
     q_weight: Tensor
     weight_scale: Tensor | None
+    bias: Tensor | None
+    in_scale: Tensor | None
 
-    def __init__(self, head: PackedHead, activation_bits: int, emulated: bool) -> None:
-        """Takes the head's weight of a packed head.
+    def __init__(
+        self,
+        weight: Tensor,
+        weight_scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        in_scale: Tensor | None = None,
+        activation_bits: int = 8,
+        emulated: bool = False,
+    ) -> None:
+        """Takes a packed weight.
 
         Args:
-            head: packed tensors.
+            weight: (N, K), int8 with a weight_scale, float32 without.
+            weight_scale: (N,), float32, or None.
+            bias: (N,), float32, or None.
+            in_scale: (1,), float32, of the input, with an int8 weight.
             activation_bits: of the input; 8 unless emulated.
             emulated: compute in float on rounded values.
         """
         super().__init__()
-        self.register_buffer("q_weight", head.lm_head)
-        self.register_buffer("weight_scale", head.lm_head_scale)
-        self.register_buffer("in_scale", head.head_scale)
-        self.out_features, self.in_features = head.lm_head.shape
+        self.register_buffer("q_weight", weight)
+        self.register_buffer("weight_scale", weight_scale)
+        self.register_buffer("bias", bias)
+        self.register_buffer("in_scale", in_scale)
+        self.out_features, self.in_features = weight.shape
         self._bits, self._is_emulated = activation_bits, emulated
         self.prepare()
 
@@ -166,7 +180,7 @@ class QuantLinear(FrozenModule):
         elif self._is_emulated:
             self._float = self.q_weight.float() * self.weight_scale[:, None]
         else:
-            self._packed = GemmWeight(self.q_weight, self.weight_scale)
+            self._packed = GemmWeight(self.q_weight, self.weight_scale, self.bias)
 
     @property
     def weight(self) -> Tensor:
@@ -177,7 +191,7 @@ class QuantLinear(FrozenModule):
         return torch.empty(self.out_features, self.in_features, dtype=torch.float32, device="meta")
 
     def forward(self, x: Tensor) -> Tensor:
-        """x W^T.
+        """x W^T + bias.
 
         Args:
             x: (..., in_features), float16/bfloat16/float32.
@@ -185,13 +199,12 @@ class QuantLinear(FrozenModule):
         Returns:
             (..., out_features), float32.
         """
-        in_scale = self.in_scale
         if self._packed is not None:
-            assert isinstance(in_scale, Tensor)
-            q = ops.quantize(x.reshape(-1, self.in_features), in_scale)
-            out: Tensor = self._packed.dequantize(q, in_scale).unflatten(0, x.shape[:-1])
+            assert self.in_scale is not None
+            q = ops.quantize(x.reshape(-1, self.in_features), self.in_scale)
+            out: Tensor = self._packed.dequantize(q, self.in_scale).unflatten(0, x.shape[:-1])
             return out
         assert self._float is not None
-        if isinstance(in_scale, Tensor):
-            x = round_symmetric(x.float(), in_scale, self._bits)
-        return torch.nn.functional.linear(x.float(), self._float)
+        if self.in_scale is not None:
+            x = round_symmetric(x.float(), self.in_scale, self._bits)
+        return nn.functional.linear(x.float(), self._float, self.bias)

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mambaquant_ext.artifacts import PackedModel
+from mambaquant_ext.artifacts import PackedHead, PackedModel
 from mambaquant_ext.config import Fidelity
+from mambaquant_ext.model.adapters import adapter
 from mambaquant_ext.model.hf import embedding_name, norm_parts
+from mambaquant_ext.model.sites import CalledBlock, Contract, replace_module
+from mambaquant_ext.routes import Grid
 from mambaquant_ext.run.block import QuantMambaBlock
 from mambaquant_ext.run.cache import StateDict
 from mambaquant_ext.run.modules import FinalNorm, QuantEmbedding, QuantLinear
@@ -51,7 +54,7 @@ class QuantMambaSsmBlock(nn.Module):
 
 
 def swap_(model: nn.Module, packed: PackedModel, fidelity: Fidelity) -> None:
-    """Replaces blocks, embedding, final norm weight and head in place.
+    """Replaces what a packed model holds in place: blocks, and the ends around them.
 
     Args:
         model: whose float weights the packed model was made from, or an empty model of the same shape.
@@ -61,6 +64,78 @@ def swap_(model: nn.Module, packed: PackedModel, fidelity: Fidelity) -> None:
     Raises:
         ValueError: fewer than 8 bits with Fidelity.INTEGER, or a model of other sizes; the model is unchanged.
     """
+    if packed.head is None:
+        _swap_blocks(model, packed, fidelity)
+    else:
+        _swap_language_model(model, packed, packed.head, fidelity)
+    model.eval()
+
+
+class QuantCalledBlock(CalledBlock):
+    """QuantMambaBlock behind the calling contract of the module that it replaces."""
+
+    def __init__(self, block: QuantMambaBlock, contract: Contract) -> None:
+        """Wraps."""
+        super().__init__(contract)
+        self.block = block
+
+    def tokens_forward(self, hidden_states: Tensor, grid: Grid) -> Tensor:
+        """See CalledBlock."""
+        out: Tensor = self.block(hidden_states, grid=grid)
+        return out
+
+
+def _swap_blocks(model: nn.Module, packed: PackedModel, fidelity: Fidelity) -> None:
+    sites = adapter(packed.adapter).sites(model)
+    names = tuple(site.name for site in sites)
+    if names != packed.names:
+        raise ValueError(
+            f"swap_: expected a model with Mamba blocks {', '.join(packed.names)}, got {', '.join(names) or 'none'}"
+        )
+    blocks = [QuantMambaBlock(b, index, fidelity) for index, b in enumerate(packed.blocks)]
+    surroundings = _checked_surroundings(model, packed)
+    for name, tensor in surroundings.items():
+        _set_tensor(model, name, tensor)
+    for site, block in zip(sites, blocks, strict=True):
+        replace_module(model, site.name, QuantCalledBlock(block, site.contract))
+    if packed.linear_name is not None and packed.linear is not None:
+        linear = QuantLinear(
+            packed.linear.weight,
+            packed.linear.weight_scale,
+            packed.linear.bias,
+            packed.linear.in_scale,
+            packed.recipe.activation_bits,
+            fidelity is Fidelity.EMULATED,
+        )
+        replace_module(model, packed.linear_name, linear)
+
+
+def _checked_surroundings(model: nn.Module, packed: PackedModel) -> dict[str, Tensor]:
+    """The tensors around the blocks, each with the shape that the model has there."""
+    own = model.state_dict()
+    for name, tensor in packed.surroundings.items():
+        if name not in own or own[name].shape != tensor.shape:
+            got = tuple(own[name].shape) if name in own else "no such tensor"
+            raise ValueError(
+                f"swap_: {name}: expected a model with shape {tuple(tensor.shape)} there, got {got}"
+            )
+    return dict(packed.surroundings)
+
+
+def _set_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Replaces a parameter or buffer, on whatever device it was."""
+    owner_name, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = nn.Parameter(tensor.clone(), requires_grad=False)
+    else:
+        owner._buffers[leaf] = tensor.clone()
+
+
+def _swap_language_model(
+    model: nn.Module, packed: PackedModel, head: PackedHead, fidelity: Fidelity
+) -> None:
+    """Replaces blocks, embedding, final norm weight and head in place."""
     m: Any = model
     backbone = m.backbone
     if len(backbone.layers) != len(packed.blocks):
@@ -68,7 +143,7 @@ def swap_(model: nn.Module, packed: PackedModel, fidelity: Fidelity) -> None:
     is_mamba_ssm = not hasattr(backbone, "embeddings")
     table, expected = (
         getattr(backbone, embedding_name(backbone)).weight.shape,
-        packed.head.embedding.shape,
+        head.embedding.shape,
     )
     if table != expected:
         raise ValueError(
@@ -76,20 +151,24 @@ def swap_(model: nn.Module, packed: PackedModel, fidelity: Fidelity) -> None:
         )
     _, eps = norm_parts(backbone.norm_f, "backbone.norm_f")
     blocks: list[nn.Module] = [
-        QuantMambaBlock(block, packed.options, index, fidelity)
-        for index, block in enumerate(packed.blocks)
+        QuantMambaBlock(block, index, fidelity) for index, block in enumerate(packed.blocks)
     ]
     if is_mamba_ssm:
         blocks = [
             QuantMambaSsmBlock(block) for block in blocks if isinstance(block, QuantMambaBlock)
         ]
-    head = QuantLinear(packed.head, packed.options.activation_bits, fidelity is Fidelity.EMULATED)
+    lm_head = QuantLinear(
+        head.lm_head,
+        head.lm_head_scale,
+        in_scale=head.head_scale,
+        activation_bits=packed.recipe.activation_bits,
+        emulated=fidelity is Fidelity.EMULATED,
+    )
     backbone.layers = nn.ModuleList(blocks)
-    setattr(backbone, embedding_name(backbone), QuantEmbedding(packed.head))
-    backbone.norm_f = FinalNorm(packed.head.norm_f, eps)
+    setattr(backbone, embedding_name(backbone), QuantEmbedding(head))
+    backbone.norm_f = FinalNorm(head.norm_f, eps)
     if is_mamba_ssm:
         backbone.fused_add_norm = False  # or its forward calls a GPU kernel in place of norm_f
-    m.lm_head = head
+    m.lm_head = lm_head
     if hasattr(m.config, "tie_word_embeddings"):
         m.config.tie_word_embeddings = False  # the head carries norm_f and its own scales now
-    model.eval()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from mambaquant_ext.model import LanguageModelWeights, MixerWeights
+from mambaquant_ext.model import BranchWeights, LanguageModelWeights, MixerWeights, NormKind, Skip
 from mambaquant_ext.ops import hadamard_matrix
 
 # Fewer samples than this many times the width leave the smallest eigenvectors arbitrary.
@@ -58,23 +59,73 @@ def rotate_residual_ends(model: LanguageModelWeights, rotation: Tensor) -> Langu
     return model.replace(embedding=model.embedding @ rotation, lm_head=model.lm_head @ rotation)
 
 
-def rotate_residual_layer(layer: MixerWeights, rotation: Tensor) -> MixerWeights:
-    """R1 inside a block: in_proj R, R^T out_proj. RMSNorm without weight commutes with it.
+def rotate_residual_layer(
+    layer: MixerWeights, rotation: Tensor, centers_output: bool = True
+) -> MixerWeights:
+    """R1 inside a block: in_proj R, R^T out_proj, for a residual stream that is x R everywhere.
+
+    RMSNorm without weight commutes with R. LayerNorm does once its mean has been taken out of everything that is
+    added to the stream: with P = I - 1 1^T / n, the stream is x P R, the norm becomes RMSNorm, out_proj is centred
+    by P, and a normalised skip becomes the matrix R^T diag(gamma) P R (algorithm section 2.3.3, correct form).
 
     Args:
         layer: with its norm folded.
         rotation: (hidden, hidden), orthogonal.
+        centers_output: whether a LayerNorm reads the stream behind this block, so that its mean may be dropped.
 
     Raises:
-        ValueError: the norm still has a weight.
+        ValueError: the norm still has a weight or bias, or there is none.
     """
-    if not bool((layer.norm_weight == 1).all()):
+    if layer.norm is None or not layer.norm.is_folded:
         raise ValueError("rotate_residual_layer: expected a block with a folded norm (weight 1)")
+    is_centered = layer.norm.kind is NormKind.LAYER
+    write = center(rotation) if is_centered and centers_output else rotation
+    skip_weight, skip_bias = layer.skip_weight, layer.skip_bias
+    if layer.skip is Skip.NORMALISED:
+        assert skip_weight is not None and skip_bias is not None
+        skip_weight = rotation.T @ (skip_weight[:, None] * write)
+        skip_bias = skip_bias @ write
+    return layer.replace(
+        norm=layer.norm.replace(kind=NormKind.RMS),
+        in_x=layer.in_x @ rotation,
+        in_z=None if layer.in_z is None else layer.in_z @ rotation,
+        out=write.T @ layer.out,
+        out_bias=layer.out_bias @ write,
+        merge_in=None if layer.merge_in is None else layer.merge_in @ rotation,
+        skip_weight=skip_weight,
+        skip_bias=skip_bias,
+    )
+
+
+def center(matrix: Tensor) -> Tensor:
+    """P M with P = I - 1 1^T / n: what x P M is to x.
+
+    Args:
+        matrix: (n, m).
+    """
+    return matrix - matrix.mean(0)
+
+
+def rotate_in(layer: MixerWeights) -> MixerWeights:
+    """R1 for one block alone: in_proj takes n H, transformed online, n what the norm gives.
+
+    For a residual stream whose other readers and writers cannot be rotated (algorithm section 7.3).
+
+    Args:
+        layer: the block, with its norm folded.
+
+    Raises:
+        ValueError: rotated already, a norm with a weight, or hidden has no Hadamard matrix.
+    """
+    if layer.has_in_rotation:
+        raise ValueError("rotate_in: expected a block that is not rotated yet")
+    if layer.norm is not None and not layer.norm.is_folded:
+        raise ValueError("rotate_in: expected a block with a folded norm (weight 1)")
+    rotation = hadamard_matrix(layer.hidden, layer.in_x.dtype)
     return layer.replace(
         in_x=layer.in_x @ rotation,
-        in_z=layer.in_z @ rotation,
-        out=rotation.T @ layer.out,
-        out_bias=layer.out_bias @ rotation,
+        in_z=None if layer.in_z is None else layer.in_z @ rotation,
+        has_in_rotation=True,
     )
 
 
@@ -100,21 +151,41 @@ def rotate_state(layer: MixerWeights) -> MixerWeights:
         layer: the block.
 
     Raises:
-        ValueError: rotated already, or dstate has no Hadamard matrix.
+        ValueError: rotated already, or a dstate has no Hadamard matrix.
     """
     if layer.has_state_rotation:
         raise ValueError("rotate_state: expected a block that is not rotated yet")
-    rotation = hadamard_matrix(layer.dstate, layer.x_C.dtype)
-    return layer.replace(x_C=rotation.T @ layer.x_C, has_state_rotation=True)
+
+    def rotated(branch: BranchWeights) -> BranchWeights:
+        return branch.replace(x_C=hadamard_matrix(branch.dstate, branch.x_C.dtype).T @ branch.x_C)
+
+    return layer.map_branches(rotated).replace(has_state_rotation=True)
 
 
-def rotate_dt(layer: MixerWeights, rotation: Tensor) -> MixerWeights:
+def pad_dt(branch: BranchWeights, dt_rank: int) -> BranchWeights:
+    """Widens dt with channels that are zero, up to a rank that has a Hadamard matrix.
+
+    Args:
+        branch: of a block.
+        dt_rank: at least the branch's.
+    """
+    extra = dt_rank - branch.dt_rank
+    return branch.replace(
+        x_dt=F.pad(branch.x_dt, (0, 0, 0, extra)),
+        x_dt_bias=F.pad(branch.x_dt_bias, (0, extra)),
+        dt=F.pad(branch.dt, (0, extra)),
+    )
+
+
+def rotate_dt(branch: BranchWeights, rotation: Tensor) -> BranchWeights:
     """R5: dt -> dt Q inside the low-rank pair x_proj -> dt_proj (algorithm section 2.3.7).
 
     Args:
-        layer: the block, after center_dt and smooth_dt.
-        rotation: (dt_rank, dt_rank), orthogonal; K H with K from the moment of this layer's dt.
+        branch: of a block, after center_dt and smooth_dt.
+        rotation: (dt_rank, dt_rank), orthogonal; K H with K from the moment of this branch's dt.
     """
-    return layer.replace(
-        x_dt=rotation.T @ layer.x_dt, x_dt_bias=layer.x_dt_bias @ rotation, dt=layer.dt @ rotation
+    return branch.replace(
+        x_dt=rotation.T @ branch.x_dt,
+        x_dt_bias=branch.x_dt_bias @ rotation,
+        dt=branch.dt @ rotation,
     )

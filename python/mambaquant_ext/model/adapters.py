@@ -1,0 +1,131 @@
+"""Adapters: what this package must know of a model to quantize it, registered by name.
+
+Whoever has a model of their own writes one and registers it; nothing here needs to change (docs/adapters.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from mambaquant_ext.model.sites import BlockSite
+
+_ADAPTERS: dict[str, Adapter] = {}
+
+
+class Adapter:
+    """What is to be known of a family of models.
+
+    Attributes:
+        name: in the registry and in checkpoints.
+        head: name of the linear layer behind the blocks that becomes int8, or None.
+    """
+
+    name: str = ""
+    head: str | None = None
+
+    def matches(self, model: nn.Module) -> bool:
+        """Whether the model is of this family."""
+        raise NotImplementedError
+
+    def sites(self, model: nn.Module) -> list[BlockSite]:
+        """The model's Mamba blocks, in the order in which data meets them.
+
+        Args:
+            model: that matches. Its weights may be on the meta device, as long as none are read.
+        """
+        raise NotImplementedError
+
+    def rotates_stream(self, model: nn.Module) -> bool:
+        """Whether one residual stream runs through all blocks, whose ends `rotate_ends` can rotate (R1)."""
+        return False
+
+    def rotate_ends(self, model: nn.Module, rotation: Tensor) -> None:
+        """Folds R1 into what writes the stream before the first block and reads it behind the last, in place.
+
+        Args:
+            model: float64; its blocks are not looked at.
+            rotation: (hidden, hidden), float64, orthogonal: the stream becomes x R.
+        """
+        raise NotImplementedError
+
+    def centers_output(self, model: nn.Module, index: int) -> bool:
+        """Whether what block `index` adds to a rotated stream may lose its mean: a LayerNorm reads it."""
+        return True
+
+    def config(self, model: nn.Module) -> dict[str, Any]:
+        """What `build` makes an equal model from, plain values; empty where the model must come from the user."""
+        return {}
+
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        """Whether a config.json is of this family."""
+        return config.get("architecture") == self.name
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        """A model from a configuration, with weights of any value.
+
+        Args:
+            config: from `config`, or of a checkpoint folder's config.json.
+
+        Raises:
+            ValueError: a value that is not supported.
+        """
+        raise NotImplementedError(
+            f"adapter {self.name!r} cannot build a model: load the checkpoint into one with load(folder, model=...)"
+        )
+
+
+def register_adapter(adapter: Adapter) -> Adapter:
+    """Makes a family of models known. Later ones are asked first, so that a special case can stand before a general.
+
+    Raises:
+        ValueError: no name, or a name that is taken.
+    """
+    if not adapter.name or adapter.name in _ADAPTERS:
+        raise ValueError(f"register_adapter: expected a new name, got {adapter.name!r}")
+    _ADAPTERS[adapter.name] = adapter
+    return adapter
+
+
+def adapter(name: str) -> Adapter:
+    """The adapter of that name.
+
+    Raises:
+        ValueError: no such adapter.
+    """
+    if name not in _ADAPTERS:
+        raise ValueError(
+            f"adapter: expected one of {', '.join(_ADAPTERS)}, got {name!r}; register_adapter adds one"
+        )
+    return _ADAPTERS[name]
+
+
+def adapter_names() -> tuple[str, ...]:
+    """Names of all adapters, in the order in which they were registered."""
+    return tuple(_ADAPTERS)
+
+
+def adapter_of_config(config: Mapping[str, Any]) -> Adapter | None:
+    """The adapter that reads a config.json, or None.
+
+    Args:
+        config: its values.
+    """
+    return next((known for known in reversed(_ADAPTERS.values()) if known.reads(config)), None)
+
+
+def adapter_for(model: nn.Module) -> Adapter:
+    """The adapter that knows a model.
+
+    Raises:
+        TypeError: none does.
+    """
+    for candidate in reversed(_ADAPTERS.values()):
+        if candidate.matches(model):
+            return candidate
+    raise TypeError(
+        f"expected a model of a known family ({', '.join(_ADAPTERS)}), got {type(model).__name__}; "
+        "register_adapter makes another one known"
+    )

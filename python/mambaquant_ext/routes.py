@@ -1,0 +1,183 @@
+"""Scan routes: how a block walks the tokens of a sequence, an image or a volume.
+
+Projections, norms, gates and quantizers do not care for the order of tokens; only the causal convolution and the scan
+do. So tokens stay where they are, row-major over their grid, and a route says in which order these two walk them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+# (height, width) of an image, (depth, height, width) of a volume, (seqlen,) of a sequence.
+Grid = tuple[int, ...]
+OrderFunction = Callable[..., Tensor]
+_ORDERS: dict[str, OrderFunction] = {}
+_CACHED_WALKS = 256
+
+
+def register_order(name: str) -> Callable[[OrderFunction], OrderFunction]:
+    """Makes a function an order that routes can name.
+
+    The decorated function takes a grid and the order's arguments, integers, and returns the row-major index of each
+    step's token: (tokens,), int64, a permutation.
+
+    Args:
+        name: in TokenOrder and in checkpoints.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(function: OrderFunction) -> OrderFunction:
+        if name in _ORDERS:
+            raise ValueError(f"register_order: {name!r} is registered already")
+        _ORDERS[name] = function
+        return function
+
+    return register
+
+
+@register_order("storage")
+def storage_order(grid: Grid) -> Tensor:
+    """Row by row, as tokens are stored."""
+    return torch.arange(math.prod(grid))
+
+
+@register_order("axes")
+def axes_order(grid: Grid, *axes: int) -> Tensor:
+    """Row-major over the grid with its axes permuted: (1, 0) walks an image column by column.
+
+    Args:
+        grid: of any number of axes.
+        axes: a permutation of them, outermost first.
+
+    Raises:
+        ValueError: not a permutation of the grid's axes.
+    """
+    if sorted(axes) != list(range(len(grid))):
+        raise ValueError(
+            f"axes order: expected a permutation of the {len(grid)} axes of grid {grid}, got {axes}"
+        )
+    return torch.arange(math.prod(grid)).view(grid).permute(axes).flatten()
+
+
+@register_order("shuffle")
+def shuffle_order(grid: Grid, seed: int) -> Tensor:
+    """A fixed random permutation.
+
+    Args:
+        grid: only its number of tokens counts.
+        seed: of the permutation.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(math.prod(grid), generator=generator)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOrder:
+    """A permutation of the tokens of any grid.
+
+    Attributes:
+        name: of a registered order.
+        arguments: of that order.
+    """
+
+    name: str = "storage"
+    arguments: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the name.
+
+        Raises:
+            ValueError: no order of that name is registered.
+        """
+        if self.name not in _ORDERS:
+            raise ValueError(
+                f"TokenOrder.name: expected one of {', '.join(sorted(_ORDERS))}, got {self.name!r}; "
+                "register_order adds one"
+            )
+
+    def indices(self, grid: Grid) -> Tensor:
+        """Row-major index of the token of each step.
+
+        Args:
+            grid: sizes of the axes.
+
+        Returns:
+            (tokens,), int64.
+
+        Raises:
+            ValueError: an order that does not fit the grid, or a registered function that gives no permutation.
+        """
+        indices = _ORDERS[self.name](grid, *self.arguments)
+        tokens = math.prod(grid)
+        if indices.shape != (tokens,) or not torch.equal(
+            indices.sort().values, torch.arange(tokens)
+        ):
+            raise ValueError(
+                f"order {self.name!r}: expected a permutation of {tokens} tokens of grid {grid}, "
+                f"got {tuple(indices.shape)} {indices.dtype}"
+            )
+        return indices
+
+
+@dataclass(frozen=True, slots=True)
+class ScanRoute:
+    """One walk over the tokens.
+
+    Attributes:
+        order: which token each step meets.
+        reverse: walk from the last step to the first.
+        branch: index of the block's weights that scan along this route.
+    """
+
+    order: TokenOrder = TokenOrder()
+    reverse: bool = False
+    branch: int = 0
+
+    @property
+    def is_forward(self) -> bool:
+        """Whether tokens are walked as they are stored, first to last."""
+        return self.order == TokenOrder() and not self.reverse
+
+    def walk(self, grid: Grid) -> Tensor:
+        """The tokens in the order in which they are met, direction included.
+
+        Args:
+            grid: sizes of the axes.
+
+        Returns:
+            (tokens,), int64.
+
+        Raises:
+            ValueError: an order that does not fit the grid.
+        """
+        indices = self.order.indices(grid)
+        return indices.flip(0) if self.reverse else indices
+
+
+FORWARD = ScanRoute()
+
+
+@lru_cache(maxsize=_CACHED_WALKS)
+def kernel_order(order: TokenOrder, grid: Grid, device: torch.device) -> Tensor | None:
+    """What the kernels take as `order`: (tokens,), int32, or None where tokens are walked as stored.
+
+    Args:
+        order: of a route.
+        grid: sizes of the axes.
+        device: of the tensor.
+
+    Raises:
+        ValueError: an order that does not fit the grid.
+    """
+    indices = order.indices(grid)
+    if torch.equal(indices, torch.arange(len(indices))):
+        return None
+    return indices.to(device, torch.int32)
