@@ -32,16 +32,21 @@ const void* element(const void* p, DType dtype, int64_t index) {
   return static_cast<const char*>(p) + index * size_of(dtype);
 }
 
+void find_tokens(const SelectiveScanParams& p, TokenBlock* block) {
+  for (int64_t i = 0; i < block->tokens; ++i) {
+    const int64_t t = p.reverse ? p.seqlen - 1 - (block->begin + i) : block->begin + i;
+    block->token[i] = p.order == nullptr ? t : p.order[t];
+  }
+}
+
 void convert_block(const SelectiveScanParams& p, const Loops& loops, bool with_C,
                    TokenBlock* block) {
-  const void* B =
-      element(p.B, p.B_dtype, block->batch * p.B_stride_batch + block->begin * p.B_stride_token);
-  loops.convert_B(B, p.B_stride_token, p.B_scale, false, block->tokens, p.dstate, block->B);
+  const void* B = element(p.B, p.B_dtype, block->batch * p.B_stride_batch);
+  loops.convert_B(B, p.B_stride_token, *block, p.B_scale, false, p.dstate, block->B);
   if (!with_C) return;
-  const void* C =
-      element(p.C, p.C_dtype, block->batch * p.C_stride_batch + block->begin * p.C_stride_token);
+  const void* C = element(p.C, p.C_dtype, block->batch * p.C_stride_batch);
   const float* scale = p.readout_scale == nullptr ? p.C_scale : nullptr;
-  loops.convert_C(C, p.C_stride_token, scale, true, block->tokens, p.dstate, block->C);
+  loops.convert_C(C, p.C_stride_token, *block, scale, true, p.dstate, block->C);
 }
 
 void add_steps(const TokenBlock& block, const ChannelBlock& b, bool is_first, float* dt_sum) {
@@ -56,19 +61,14 @@ void add_steps(const TokenBlock& block, const ChannelBlock& b, bool is_first, fl
 void aim_ahead(const SelectiveScanParams& p, const TokenBlock& block, int64_t c, ChannelBlock* b) {
   const auto column = [&](const void* base, DType dtype, int64_t stride_batch,
                           int64_t stride_token) {
-    const int64_t size = size_of(dtype);
-    const int64_t offset = block.batch * stride_batch + block.begin * stride_token + c;
-    return Column{static_cast<const char*>(base) + offset * size, stride_token * size};
+    const void* first = element(base, dtype, block.batch * stride_batch + c);
+    return Column{static_cast<const char*>(first), stride_token * size_of(dtype)};
   };
   b->ahead[0] = column(p.x, DType::kI8, p.x_stride_batch, p.x_stride_token);
   b->ahead[1] = column(p.dt, p.dt_dtype, p.dt_stride_batch, p.dt_stride_token);
   b->ahead[2] =
       p.z == nullptr ? b->ahead[1] : column(p.z, p.z_dtype, p.z_stride_batch, p.z_stride_token);
-  const int64_t y_row =
-      block.batch * p.seqlen + (p.reverse ? p.seqlen - 1 - block.begin : block.begin);
-  const int64_t size = size_of(p.y_dtype);
-  b->ahead[3] = Column{static_cast<const char*>(p.y) + (y_row * p.dim + c) * size,
-                       (p.reverse ? -p.dim : p.dim) * size};
+  b->ahead[3] = column(p.y, p.y_dtype, p.seqlen * p.dim, p.dim);
 }
 
 void run_stretch(const SelectiveScanParams& p, const Loops& loops, const Stretch& s) {
@@ -78,6 +78,7 @@ void run_stretch(const SelectiveScanParams& p, const Loops& loops, const Stretch
   block.batch = s.batch;
   for (block.begin = s.begin; block.begin < s.end; block.begin += block_tokens) {
     block.tokens = smaller(block_tokens, s.end - block.begin);
+    find_tokens(p, &block);
     convert_block(p, loops, s.dt_sum == nullptr, &block);
     const bool is_first = block.begin == s.begin;
     const float* state_in = is_first ? s.state_in : s.state_out;
@@ -92,6 +93,7 @@ void run_stretch(const SelectiveScanParams& p, const Loops& loops, const Stretch
       }
       loops.scan(p, block, state_in, s.state_out, &b);
       add_skip(p, block, &b);
+      if (p.addend != nullptr) loops.add(p, block, &b);
       if (p.z != nullptr) loops.gate(p, block, &b);
       loops.store_y(p, block, b);
     }
@@ -191,25 +193,9 @@ void copy_state(const SelectiveScanParams& p) {
   }
 }
 
-// Walking backwards is walking forwards with the strides turned round; store_y turns y.
-void reverse_inputs(SelectiveScanParams* p) {
-  const int64_t last = p->seqlen - 1;
-  p->x += last * p->x_stride_token;
-  p->dt = element(p->dt, p->dt_dtype, last * p->dt_stride_token);
-  p->B = element(p->B, p->B_dtype, last * p->B_stride_token);
-  p->C = element(p->C, p->C_dtype, last * p->C_stride_token);
-  if (p->z != nullptr) p->z = element(p->z, p->z_dtype, last * p->z_stride_token);
-  p->x_stride_token = -p->x_stride_token;
-  p->dt_stride_token = -p->dt_stride_token;
-  p->B_stride_token = -p->B_stride_token;
-  p->C_stride_token = -p->C_stride_token;
-  p->z_stride_token = -p->z_stride_token;
-}
-
 }  // namespace
 
-Status selective_scan(const SelectiveScanParams& params, const Threads& threads) {
-  SelectiveScanParams p = params;
+Status selective_scan(const SelectiveScanParams& p, const Threads& threads) {
   if (p.dstate > kMaxDState) return Status::unsupported("expected dstate of at most 256");
   Loops loops;
   const Status status = choose_loops(p, &loops);
@@ -218,7 +204,6 @@ Status selective_scan(const SelectiveScanParams& params, const Threads& threads)
     copy_state(p);
     return Status::ok();
   }
-  if (p.reverse) reverse_inputs(&p);
   if (p.chunk_size < p.seqlen) {
     scan_chunks(p, loops, threads);
     return Status::ok();

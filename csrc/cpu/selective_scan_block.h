@@ -44,32 +44,34 @@ void store_up_to(T* p, F32 x, int64_t n) {
   }
 }
 
-// Tokens [begin, begin + tokens) of one sequence.
+// Steps [begin, begin + tokens) of the walk over one sequence.
 struct TokenBlock {
   int64_t batch = 0, begin = 0, tokens = 0;
+  int64_t token[kBlockTokens];        // where in storage each step is
   alignas(64) float B[kBlockStates];  // (tokens, dstate), dequantized
   alignas(64) float C[kBlockStates];  // as B; with a quantized read-out, C's integers
 };
 
 // A column of one operand that is wanted soon: one line per token.
 struct Column {
-  const char* first = nullptr;
-  int64_t stride = 0;  // bytes
+  const char* first = nullptr;  // of token 0
+  int64_t stride = 0;           // bytes
 };
 
 // One vector of channels within a token block.
 struct ChannelBlock {
   int64_t c = 0, n = 0;  // first channel; how many, up to kLanes
-  Column ahead[4];       // x, dt, y and z of the channel vector that comes next
+  Column ahead[4];       // x, dt, y, and z of the channel vector that comes next
   F32 x[kBlockTokens], dt[kBlockTokens], y[kBlockTokens];
 };
 
-// A (tokens, dstate) block of B or C to float32; scale: (dstate,), or (1,) for all states, or null.
+// A (tokens, dstate) block of B or C, from the rows `block.token` of `source`, to float32; scale:
+// (dstate,), or (1,) for all states, or null.
 template <typename T>
-void convert_states(const void* source, int64_t stride, const float* scale, bool is_scale_shared,
-                    int64_t tokens, int64_t dstate, float* out) {
-  const T* row = static_cast<const T*>(source);
-  for (int64_t t = 0; t < tokens; ++t, row += stride, out += dstate) {
+void convert_states(const void* source, int64_t stride, const TokenBlock& block, const float* scale,
+                    bool is_scale_shared, int64_t dstate, float* out) {
+  for (int64_t t = 0; t < block.tokens; ++t, out += dstate) {
+    const T* row = static_cast<const T*>(source) + block.token[t] * stride;
     for (int64_t s = 0; s < dstate; s += kLanes) {
       const int64_t n = smaller(kLanes, dstate - s);
       F32 v = load_up_to(row + s, n);
@@ -83,15 +85,16 @@ void convert_states(const void* source, int64_t stride, const float* scale, bool
 template <typename DtT>
 void prepare(const SelectiveScanParams& p, const TokenBlock& block, ChannelBlock* b) {
   const int64_t c = b->c, n = b->n;
-  const int8_t* x = p.x + block.batch * p.x_stride_batch + block.begin * p.x_stride_token + c;
-  const DtT* dt = static_cast<const DtT*>(p.dt) + block.batch * p.dt_stride_batch +
-                  block.begin * p.dt_stride_token + c;
+  const int64_t x_stride = p.x_stride_token, dt_stride = p.dt_stride_token;
+  const int8_t* x = p.x + block.batch * p.x_stride_batch + c;
+  const DtT* dt = static_cast<const DtT*>(p.dt) + block.batch * p.dt_stride_batch + c;
   const F32 scale = load_up_to(p.x_scale + c, n);
   const F32 zero = p.x_zero_point == nullptr ? set1(0.0f) : to_f32(load_i32(p.x_zero_point + c, n));
   const F32 bias = load_or(p.dt_bias, c, n, 0.0f);
   for (int64_t t = 0; t < block.tokens; ++t) {
-    b->x[t] = (load_up_to(x + t * p.x_stride_token, n) - zero) * scale;
-    b->dt[t] = softplus(load_up_to(dt + t * p.dt_stride_token, n) + bias);
+    const int64_t token = block.token[t];
+    b->x[t] = (load_up_to(x + token * x_stride, n) - zero) * scale;
+    b->dt[t] = softplus(load_up_to(dt + token * dt_stride, n) + bias);
   }
 }
 
@@ -191,7 +194,8 @@ void scan(const SelectiveScanParams& p, const TokenBlock& block, const float* st
     }
   }
   for (int64_t t = 0; t < block.tokens; ++t) {
-    for (const Column& column : b->ahead) prefetch(column.first + t * column.stride);
+    const int64_t token = block.token[t];
+    for (const Column& column : b->ahead) prefetch(column.first + token * column.stride);
     const float* B = block.B + t * dstate;
     const F32 dt = b->dt[t];
     const F32 dtx = dt * b->x[t];
@@ -210,13 +214,12 @@ void scan(const SelectiveScanParams& p, const TokenBlock& block, const float* st
 // y *= z * sigmoid(gate_scale * z)
 template <typename ZT>
 void gate(const SelectiveScanParams& p, const TokenBlock& block, ChannelBlock* b) {
-  const int64_t c = b->c, n = b->n;
-  const ZT* z = static_cast<const ZT*>(p.z) + block.batch * p.z_stride_batch +
-                block.begin * p.z_stride_token + c;
+  const int64_t c = b->c, n = b->n, stride = p.z_stride_token;
+  const ZT* z = static_cast<const ZT*>(p.z) + block.batch * p.z_stride_batch + c;
   const F32 z_scale = load_or(p.z_scale, c, n, 1.0f);
   const F32 gate_scale = load_or(p.gate_scale, c, n, 1.0f);
   for (int64_t t = 0; t < block.tokens; ++t) {
-    const F32 z_f = load_up_to(z + t * p.z_stride_token, n) * z_scale;
+    const F32 z_f = load_up_to(z + block.token[t] * stride, n) * z_scale;
     b->y[t] = b->y[t] * (z_f * sigmoid(gate_scale * z_f));
   }
 }
@@ -231,23 +234,36 @@ void add_skip(const SelectiveScanParams& p, const TokenBlock& block, ChannelBloc
   for (int64_t t = 0; t < block.tokens; ++t) b->y[t] = fma(D, b->x[t], b->y[t] * scale);
 }
 
+template <typename AddendT>
+void add(const SelectiveScanParams& p, const TokenBlock& block, ChannelBlock* b) {
+  const AddendT* addend =
+      static_cast<const AddendT*>(p.addend) + block.batch * p.addend_stride_batch + b->c;
+  for (int64_t t = 0; t < block.tokens; ++t) {
+    b->y[t] = b->y[t] + load_up_to(addend + block.token[t] * p.addend_stride_token, b->n);
+  }
+}
+
 template <typename YT>
 void store_y(const SelectiveScanParams& p, const TokenBlock& block, const ChannelBlock& b) {
-  const int64_t stride = p.reverse ? -p.dim : p.dim;
-  const int64_t first = p.reverse ? p.seqlen - 1 - block.begin : block.begin;
-  YT* y = static_cast<YT*>(p.y) + (block.batch * p.seqlen + first) * p.dim + b.c;
-  for (int64_t t = 0; t < block.tokens; ++t) store_up_to(y + t * stride, b.y[t], b.n);
+  const int64_t stride = p.dim;
+  YT* y = static_cast<YT*>(p.y) + block.batch * p.seqlen * stride + b.c;
+  for (int64_t t = 0; t < block.tokens; ++t) {
+    store_up_to(y + block.token[t] * stride, b.y[t], b.n);
+  }
 }
 
 // The loops of a block for the types at hand, chosen once per call.
 struct Loops {
-  void (*convert_B)(const void*, int64_t, const float*, bool, int64_t, int64_t, float*) = nullptr;
-  void (*convert_C)(const void*, int64_t, const float*, bool, int64_t, int64_t, float*) = nullptr;
+  void (*convert_B)(const void*, int64_t, const TokenBlock&, const float*, bool, int64_t,
+                    float*) = nullptr;
+  void (*convert_C)(const void*, int64_t, const TokenBlock&, const float*, bool, int64_t,
+                    float*) = nullptr;
   void (*prepare)(const SelectiveScanParams&, const TokenBlock&, ChannelBlock*) = nullptr;
   void (*scan)(const SelectiveScanParams&, const TokenBlock&, const float*, float*,
                ChannelBlock*) = nullptr;
   void (*scan_without_readout)(const SelectiveScanParams&, const TokenBlock&, const float*, float*,
                                ChannelBlock*) = nullptr;
+  void (*add)(const SelectiveScanParams&, const TokenBlock&, ChannelBlock*) = nullptr;
   void (*gate)(const SelectiveScanParams&, const TokenBlock&, ChannelBlock*) = nullptr;
   void (*store_y)(const SelectiveScanParams&, const TokenBlock&, const ChannelBlock&) = nullptr;
 };
@@ -284,6 +300,10 @@ Status choose_loops(const SelectiveScanParams& p, Loops* loops) {
   if (!status.is_ok()) return status;
   status = MBQ_DISPATCH_FLOAT(p.dt_dtype, [&](auto tag) {
     return choose(&loops->prepare, &prepare<typename decltype(tag)::type>);
+  });
+  if (!status.is_ok()) return status;
+  status = MBQ_DISPATCH_FLOAT(p.addend_dtype, [&](auto tag) {
+    return choose(&loops->add, &add<typename decltype(tag)::type>);
   });
   if (!status.is_ok()) return status;
   status = MBQ_DISPATCH_FLOAT_OR_INT8(p.z_dtype, [&](auto tag) {

@@ -43,11 +43,12 @@ TORCH_LIBRARY(mambaquant, m) {
       " Tensor weight_scale, Tensor? bias, Tensor out_scale, Tensor? out_zero_point) -> Tensor");
 
   // selective_scan. x, B, C, z int8 with scales; dt float before softplus; state float32 (batch, dstate, dim).
+  // order: the walk over the tokens, a permutation (seqlen,) int32; addend: joins y before the gate.
   m.def(
       "selective_scan(Tensor x, Tensor x_scale, Tensor? x_zero_point, Tensor dt, Tensor? dt_bias, Tensor A,"
       " Tensor B, Tensor? B_scale, Tensor C, Tensor? C_scale, Tensor? D, Tensor? z, Tensor? z_scale,"
       " Tensor? gate_scale, Tensor? readout_scale, bool rotate_state, Tensor? initial_state, bool reverse,"
-      " int chunk_size, ScalarType dtype) -> (Tensor y, Tensor final_state)");
+      " Tensor? order, Tensor? addend, int chunk_size, ScalarType dtype) -> (Tensor y, Tensor final_state)");
   m.def(
       "selective_scan_update(Tensor(a!) ssm_state, Tensor x, Tensor x_scale, Tensor? x_zero_point, Tensor dt,"
       " Tensor? dt_bias, Tensor A, Tensor B, Tensor? B_scale, Tensor C, Tensor? C_scale, Tensor? D, Tensor? z,"

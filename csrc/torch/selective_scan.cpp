@@ -79,6 +79,12 @@ void check_readout(OpName op, const ScanInputs& in, int64_t dstate) {
                     ": expected dstate to be a power of two with rotate_state, got ", dstate);
 }
 
+void check_addend(OpName op, const OptionalTensor& addend, const Tensor& x) {
+  if (!addend.has_value()) return;
+  float_dtype(op, addend->scalar_type(), "addend");
+  check_operand(op, *addend, x, x.size(-1), "addend", "that of x");
+}
+
 void check_inputs(OpName op, const ScanInputs& in, int64_t dims) {
   check_dtype(op, in.x, at::kChar, "x");
   check_dim(op, in.x, dims, "x");
@@ -132,6 +138,14 @@ void set_strided_operands(OpName op, const ScanInputs& in, SelectiveScanParams* 
   p->z = in.z->const_data_ptr();
 }
 
+void set_addend(OpName op, const OptionalTensor& addend, SelectiveScanParams* p) {
+  if (!addend.has_value()) return;
+  p->addend_dtype = float_dtype(op, addend->scalar_type(), "addend");
+  p->addend_stride_batch = addend->stride(0);
+  p->addend_stride_token = token_stride(*addend);
+  p->addend = addend->const_data_ptr();
+}
+
 SelectiveScanParams make_params(OpName op, const ScanInputs& in, Tensor& y) {
   SelectiveScanParams p;
   p.batch = in.x.size(0);
@@ -161,7 +175,8 @@ std::tuple<Tensor, Tensor> selective_scan(
     const Tensor& C, const OptionalTensor& C_scale, const OptionalTensor& D,
     const OptionalTensor& z, const OptionalTensor& z_scale, const OptionalTensor& gate_scale,
     const OptionalTensor& readout_scale, bool rotate_state, const OptionalTensor& initial_state,
-    bool reverse, int64_t chunk_size, at::ScalarType dtype) {
+    bool reverse, const OptionalTensor& order, const OptionalTensor& addend, int64_t chunk_size,
+    at::ScalarType dtype) {
   constexpr OpName op{"selective_scan"};
   const ScanInputs in{
       x, x_scale, x_zero_point, dt,         dt_bias,       A,           B, B_scale, C, C_scale,
@@ -170,6 +185,8 @@ std::tuple<Tensor, Tensor> selective_scan(
   const int64_t state_shape[] = {x.size(0), A.size(0), x.size(2)};
   check_parameter(op, initial_state, at::kFloat, state_shape, x, "initial_state",
                   "(batch, dstate, dim)");
+  check_order(op, order, x.size(1), x);
+  check_addend(op, addend, x);
   TORCH_CHECK_VALUE(chunk_size >= 0, op.name, ": expected chunk_size 0 (automatic) or more, got ",
                     chunk_size);
   float_dtype(op, dtype, "dtype");
@@ -179,6 +196,8 @@ std::tuple<Tensor, Tensor> selective_scan(
   p.initial_state = data_or_null<float>(initial_state);
   p.final_state = final_state.data_ptr<float>();
   p.reverse = reverse;
+  p.order = data_or_null<int32_t>(order);
+  set_addend(op, addend, &p);
   p.chunk_size = chunk_size;
   if (chunk_size == 0) {
     p.chunk_size = by_backend(
@@ -194,7 +213,8 @@ std::tuple<Tensor, Tensor> selective_scan(
   launch(
       op,
       buffers_of(x, x_scale, x_zero_point, dt, dt_bias, A, B, B_scale, C, C_scale, D, z, z_scale,
-                 gate_scale, readout_scale, initial_state, y, final_state, workspace),
+                 gate_scale, readout_scale, initial_state, order, addend, y, final_state,
+                 workspace),
       [&](const Threads& threads) { return cpu::selective_scan(p, threads); },
       [&](Stream stream) { return cuda::selective_scan(p, stream); });
   return {y, final_state};

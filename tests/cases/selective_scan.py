@@ -23,6 +23,8 @@ class ScanCase:
     optional: bool = True  # x_zero_point, dt_bias, D and gate_scale
     state: bool = True
     reverse: bool = False
+    order: str | None = None  # random, transposed: column by column of a grid with 5 columns
+    addend_dtype: torch.dtype | None = None
     chunk_size: int = 10**6  # in sequence
     kind: str = "normal"  # normal, zeros, extreme: dt +-50 and A down to -64
     view: bool = False
@@ -58,13 +60,28 @@ class ScanCase:
             "gate_scale": self._gate_scale(generator),
             "initial_state": state if self.state else None,
             "reverse": self.reverse,
+            "order": self._order(generator),
+            "addend": self._addend(generator),
         }
+
+    def _order(self, generator):
+        if self.order is None:
+            return None
+        if self.order == "random":
+            return torch.randperm(self.seqlen, generator=generator).int()
+        return torch.arange(self.seqlen, dtype=torch.int32).view(-1, 5).T.flatten()
+
+    def _addend(self, generator):
+        if self.addend_dtype is None:
+            return None
+        shape = (self.batch, self.seqlen, self.dim)
+        return self._view(inputs.normal(shape, generator, self.addend_dtype))
 
     def _steps(self, generator):
         """dt around softplus^-1 of Mamba's 0.001 to 0.1, and A near -1 to -dstate."""
         dt = inputs.normal((self.batch, self.seqlen, self.dim), generator) - 3
-        order = torch.arange(1.0, self.dstate + 1)[:, None]
-        A = -order * inputs.positive((self.dstate, self.dim), generator, 0.75, 1.25)
+        decays = torch.arange(1.0, self.dstate + 1)[:, None]
+        A = -decays * inputs.positive((self.dstate, self.dim), generator, 0.75, 1.25)
         if self.kind == "extreme":
             dt = torch.where(dt > -3, 50.0, -50.0)
             A = -64 * torch.rand(A.shape, generator=generator)
@@ -121,6 +138,23 @@ def _table():
     yield ScanCase("automatic-chunks", batch=1, seqlen=400, dim=5, chunk_size=0)
     # Several blocks in both directions where a block takes 64 channels and 256 tokens.
     yield ScanCase("automatic-blocks", seqlen=600, dim=130, chunk_size=0)
+    for order in ("random", "transposed"):
+        for dstate in (4, 16):
+            case = {"seqlen": 70, "dim": 40, "dstate": dstate, "order": order}
+            yield ScanCase(f"{order}-dstate{dstate}", **case, view=True)
+            yield ScanCase(f"{order}-dstate{dstate}-reverse", **case, reverse=True)
+            yield ScanCase(f"{order}-dstate{dstate}-chunks", **case, chunk_size=7)
+    yield ScanCase("order-blocks", seqlen=600, dim=130, chunk_size=0, order="random")
+    yield ScanCase("order-seqlen0", seqlen=0, order="random")
+    yield ScanCase("order-seqlen1", seqlen=1, order="random", addend_dtype=torch.float32)
+    for dtype in inputs.FLOAT_DTYPES:
+        label = str(dtype)[6:]
+        for dstate in (4, 16):
+            case = {"seqlen": 9, "dstate": dstate, "addend_dtype": dtype}
+            yield ScanCase(f"addend-{label}-dstate{dstate}", **case, dim=20, dtype=dtype)
+            yield ScanCase(f"addend-{label}-dstate{dstate}-no-z", **case, z_dtype=None, view=True)
+    case = {"seqlen": 600, "dim": 130, "chunk_size": 0, "addend_dtype": torch.float16}
+    yield ScanCase("addend-blocks-order-reverse", **case, order="random", reverse=True)
     yield ScanCase("plain", optional=False, z_dtype=None, state=False)
     yield ScanCase("view", view=True, seqlen=70, dim=40)
     yield ScanCase("view-reverse", view=True, seqlen=70, dim=40, reverse=True)

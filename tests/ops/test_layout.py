@@ -143,6 +143,7 @@ def conv_call(draw, generator, name):
 
 
 TOKENS = ("x", "dt", "B", "C", "z")
+WALK = ("initial_state", "reverse", "order", "addend")  # what a single token has not
 
 
 def scan_call(draw, generator, name):
@@ -150,17 +151,19 @@ def scan_call(draw, generator, name):
     readout = draw(st.sampled_from(["float", "int8", "rotated"]))
     C_dtype = draw(operand_dtypes) if readout == "float" else torch.int8
     operands = draw(dtypes), draw(operand_dtypes), C_dtype, draw(st.none() | operand_dtypes)
-    flags = (draw(st.booleans()) for _ in range(3))
+    flags = [draw(st.booleans()) for _ in range(3)]
+    walk = draw(st.sampled_from([None, "random"])), draw(maybe_dtypes)
     dstate = draw(st.sampled_from([1, 4, 16, 16, 32]))
-    given = ScanCase("", *sizes, dstate, *operands, draw(dtypes), *flags).make(generator)
+    given = ScanCase("", *sizes, dstate, *operands, draw(dtypes), *flags, *walk).make(generator)
     given["dtype"] = draw(dtypes)
     if readout != "float":
         given = with_int8_readout(given, readout == "rotated")
     if name == "selective_scan":
         given["chunk_size"] = draw(st.sampled_from([IN_SEQUENCE, IN_SEQUENCE, 0, 7]))
-        by_row = (*TOKENS, "initial_state") if given["chunk_size"] == IN_SEQUENCE else ()
-        return Call(of(name), given, by_row, TOKENS)
-    del given["reverse"], given["initial_state"]
+        by_token = (*TOKENS, "addend")
+        by_row = (*by_token, "initial_state") if given["chunk_size"] == IN_SEQUENCE else ()
+        return Call(of(name), given, by_row, by_token)
+    given = {k: v for k, v in given.items() if k not in WALK}
     given |= {k: given[k][:, 0] for k in TOKENS if given[k] is not None}
     given["ssm_state"] = inputs.normal((sizes[0], dstate, sizes[2]), generator)
     return Call(updating(name, "ssm_state"), given, (*TOKENS, "ssm_state"), TOKENS)

@@ -18,6 +18,8 @@ from tolerances import (
 )
 
 IN_SEQUENCE = 10**6  # a chunk_size that no test sequence reaches
+BY_TOKEN = {"x", "dt", "B", "C", "z", "addend"}  # (batch, seqlen, .)
+WALK = {"initial_state", "reverse", "order", "addend"}  # what the update has not
 READOUTS = ["float", "int8", "rotated"]
 
 
@@ -145,7 +147,7 @@ def test_a_split_sequence_equals_the_whole(
 
 def update_arguments(arguments, t):
     """The arguments of one step, without the state."""
-    arguments = {k: v for k, v in arguments.items() if k not in {"initial_state", "reverse"}}
+    arguments = {k: v for k, v in arguments.items() if k not in WALK}
     return {k: v[:, t] if k in {"x", "dt", "B", "C", "z"} else v for k, v in arguments.items()}
 
 
@@ -189,6 +191,131 @@ def test_reverse_is_the_walk_over_the_flipped_sequence(ops, generator):
     )
     assert_equal(y_flipped.flip(1), y)
     assert_equal(state_flipped, state)
+
+
+@pytest.mark.parametrize("chunk_size", [IN_SEQUENCE, 0, 16])
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("dstate", [4, 16])
+def test_the_order_of_storage_changes_nothing(dstate, readout, chunk_size, ops, generator):
+    case = ScanCase("", seqlen=70, dim=40, dstate=dstate, addend_dtype=torch.float32)
+    arguments = arguments_of(case, generator, readout)
+    expected = ops.selective_scan(**arguments, chunk_size=chunk_size)
+    arguments["order"] = torch.arange(70, dtype=torch.int32)
+    for actual, wanted in zip(
+        ops.selective_scan(**arguments, chunk_size=chunk_size), expected, strict=True
+    ):
+        assert_equal(actual, wanted)
+
+
+@pytest.mark.parametrize("chunk_size", [IN_SEQUENCE, 0, 16])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("case", [
+    ScanCase("random", seqlen=70, dim=40, order="random", addend_dtype=torch.float16),
+    ScanCase("transposed", seqlen=70, dim=40, order="transposed", view=True),
+    ScanCase("random-dstate4", seqlen=70, dim=40, dstate=4, order="random", dtype=torch.float16),
+    ScanCase("no-z", seqlen=35, dim=17, z_dtype=None, order="random", addend_dtype=torch.float32),
+    ScanCase("blocks", seqlen=530, dim=72, order="random", addend_dtype=torch.bfloat16),
+], ids=lambda case: case.name)  # fmt: skip
+def test_an_order_is_a_gather_before_and_a_scatter_after(
+    case, readout, reverse, chunk_size, ops, generator
+):
+    """The same operations on the same values, in chunks too: equal bits."""
+    arguments = {**arguments_of(case, generator, readout), "reverse": reverse}
+    y, state = ops.selective_scan(**arguments, chunk_size=chunk_size, dtype=case.dtype)
+    order = arguments.pop("order").long()
+    gathered = {
+        k: v[:, order] if k in BY_TOKEN and v is not None else v for k, v in arguments.items()
+    }
+    expected, expected_state = ops.selective_scan(
+        **gathered, chunk_size=chunk_size, dtype=case.dtype
+    )
+    assert_equal(y[:, order], expected)
+    assert_equal(state, expected_state)
+
+
+def test_the_walk_of_a_transposed_grid_is_that_of_the_transposed_image(ops, generator):
+    arguments = ScanCase("", seqlen=14 * 10, dim=24).make(generator)
+    order = torch.arange(140, dtype=torch.int32).view(14, 10).T.contiguous().flatten()
+    y, state = ops.selective_scan(**{**arguments, "order": order}, chunk_size=IN_SEQUENCE)
+
+    def transposed(image, height, width):
+        grid = image.unflatten(1, (height, width))
+        return grid.transpose(1, 2).contiguous().flatten(1, 2)
+
+    columns = {
+        k: transposed(v, 14, 10) if k in BY_TOKEN and v is not None else v
+        for k, v in arguments.items()
+    }
+    expected, expected_state = ops.selective_scan(**columns, chunk_size=IN_SEQUENCE)
+    assert_equal(y, transposed(expected, 10, 14))
+    assert_equal(state, expected_state)
+
+
+def test_reverse_walks_the_order_backwards(ops, generator):
+    arguments = ScanCase("", seqlen=70, dim=40, order="random").make(generator)
+    order = arguments.pop("order")
+    y, state = ops.selective_scan(
+        **{**arguments, "reverse": True}, order=order, chunk_size=IN_SEQUENCE
+    )
+    expected, expected_state = ops.selective_scan(
+        **arguments, order=order.flip(0), chunk_size=IN_SEQUENCE
+    )
+    assert_equal(y, expected)
+    assert_equal(state, expected_state)
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("dstate", [4, 16])
+def test_an_addend_joins_y_before_the_gate(dstate, readout, ops, generator):
+    case = ScanCase("", seqlen=20, dim=40, dstate=dstate, z_dtype=None, addend_dtype=torch.float32)
+    arguments = arguments_of(case, generator, readout)
+    addend = arguments.pop("addend")
+    plain, plain_state = ops.selective_scan(**arguments)
+    y, state = ops.selective_scan(**arguments, addend=addend)
+    assert_equal(y, plain + addend)
+    assert_equal(state, plain_state)
+    # sigmoid(30) is 1 in float32: the gate is a factor of 30.
+    arguments["z"] = torch.full(addend.shape, 30.0)
+    gated, _ = ops.selective_scan(**arguments, addend=addend)
+    assert_float_close(gated, 30 * y.double(), 30 * y)
+
+
+@pytest.mark.parametrize("dtype", inputs.FLOAT_DTYPES)
+@pytest.mark.parametrize("dstate", [4, 16])
+def test_an_addend_may_have_any_strides_and_dtype(dstate, dtype, ops, generator):
+    arguments = ScanCase("", 3, 21, 36, dstate, addend_dtype=dtype).make(generator)
+    expected, _ = ops.selective_scan(**arguments)
+    addend = arguments.pop("addend")
+    assert_equal(ops.selective_scan(**arguments, addend=addend.float())[0], expected)
+    by_token = addend.transpose(0, 1).contiguous().transpose(0, 1)
+    wide = torch.full((3, 22, 77), 99.0, dtype=dtype)
+    wide[:, 1:, 5:41] = addend
+    for view in (by_token, wide[:, 1:, 5:41]):
+        assert_equal(ops.selective_scan(**arguments, addend=view)[0], expected)
+    one_row = addend[:1, :1].expand(3, 21, 36)
+    assert_equal(
+        ops.selective_scan(**arguments, addend=one_row)[0],
+        ops.selective_scan(**arguments, addend=one_row.contiguous())[0],
+    )
+
+
+def test_routes_are_merged_by_handing_on_their_sum(ops, generator):
+    """Forward, backward, and both along columns: the last of them gates the sum."""
+    arguments = ScanCase("", seqlen=30, dim=24).make(generator)
+    gate = {k: arguments.pop(k) for k in ("z", "z_scale", "gate_scale")}
+    columns = torch.arange(30, dtype=torch.int32).view(6, 5).T.contiguous().flatten()
+    routes = [(order, reverse) for order in (None, columns) for reverse in (False, True)]
+    walks = [{**arguments, "order": order, "reverse": reverse} for order, reverse in routes]
+    sums = None
+    for i, walk in enumerate(walks):
+        is_last = i + 1 == len(walks)
+        sums, _ = ops.selective_scan(**{**walk, **(gate if is_last else {}), "addend": sums})
+    expected = sum(reference.selective_scan(**walk)[0] for walk in walks)
+    plain = sum(reference.selective_scan(**walk, precision=torch.float32)[0] for walk in walks)
+    z = gate["z"] * gate["z_scale"]
+    factor = z.double() * torch.sigmoid((gate["gate_scale"] * z).double())
+    assert_float_close(sums, expected * factor, plain * factor.float())
 
 
 @pytest.mark.parametrize("chunk_size", [IN_SEQUENCE, 16])
@@ -277,6 +404,44 @@ BAD = [
         TypeError,
         "expected initial_state of dtype",
     ),
+    ({"order": torch.arange(5)}, TypeError, "expected order of dtype Int, got Long"),
+    (
+        {"order": torch.arange(4, dtype=torch.int32)},
+        ValueError,
+        r"expected order of shape \(seqlen,\) = \[5\], got \[4\]",
+    ),
+    (
+        {"order": torch.arange(10, dtype=torch.int32)[::2]},
+        ValueError,
+        r"expected order to be contiguous, got strides \[2\]",
+    ),
+    (
+        {"order": torch.tensor([0, 1, 5, 3, 4], dtype=torch.int32)},
+        ValueError,
+        "expected order to hold tokens from 0 to 4, got 5 at position 2",
+    ),
+    (
+        {"order": torch.tensor([0, 1, 2, -1, 4], dtype=torch.int32)},
+        ValueError,
+        "expected order to hold tokens from 0 to 4, got -1 at position 3",
+    ),
+    (
+        {"order": torch.tensor([3, 1, 2, 0, 1], dtype=torch.int32)},
+        ValueError,
+        "expected order to hold each token once, got 1 again at position 4",
+    ),
+    (
+        {"addend": torch.zeros(2, 5, 6).double()},
+        TypeError,
+        "expected addend of dtype float32, float16 or bfloat16",
+    ),
+    ({"addend": torch.zeros(2, 5, 6).char()}, TypeError, "expected addend of dtype float32"),
+    ({"addend": torch.zeros(2, 4, 6)}, ValueError, "expected addend of shape that of x"),
+    (
+        {"addend": torch.zeros(2, 6, 5).transpose(1, 2)},
+        ValueError,
+        "expected addend with a contiguous last dimension",
+    ),
     ({"chunk_size": -1}, ValueError, r"expected chunk_size 0 \(automatic\) or more, got -1"),
     ({"dtype": torch.float64}, TypeError, "expected dtype of dtype float32"),
 ]
@@ -315,19 +480,22 @@ def test_bad_arguments_of_the_update_are_named(generator):
 
 
 def test_opcheck(generator):
-    arguments = arguments_of(ScanCase("", dim=6), generator, "rotated")
-    order = [name for name in arguments if name not in {"initial_state", "reverse"}]
-    shared = [arguments[name] for name in order]
-    full = (*shared, arguments["initial_state"], False, 0, torch.float16)
+    case = ScanCase("", dim=6, order="random", addend_dtype=torch.float16)
+    arguments = arguments_of(case, generator, "rotated")
+    names = [name for name in arguments if name not in WALK]
+    shared = [arguments[name] for name in names]
+    walk = [arguments["initial_state"], False, arguments["order"], arguments["addend"]]
+    full = (*shared, *walk, 0, torch.float16)
     torch.library.opcheck(torch.ops.mambaquant.selective_scan, full)
     step = update_arguments(arguments, 0)
     state = arguments["initial_state"]
-    update = (state, *[step[name] for name in order], torch.bfloat16)
+    update = (state, *[step[name] for name in names], torch.bfloat16)
     torch.library.opcheck(torch.ops.mambaquant.selective_scan_update, update)
 
 
 def test_traces_in_one_graph(generator):
-    arguments = ScanCase("", dim=6).make(generator)
+    case = ScanCase("", dim=6, order="random", addend_dtype=torch.float16)
+    arguments = case.make(generator)
     traced = torch.compile(ops.selective_scan, fullgraph=True, backend="aot_eager")
     for actual, expected in zip(traced(**arguments), ops.selective_scan(**arguments), strict=True):
         assert_equal(actual, expected)

@@ -30,11 +30,17 @@ def quantized_state(h, readout_scale, rotate_state):
 
 
 STATE_INPUTS = ["x", "x_scale", "x_zero_point", "dt", "dt_bias", "A", "B", "B_scale"]
-STATE_INPUTS += ["initial_state", "reverse"]
+STATE_INPUTS += ["initial_state", "reverse", "order"]
 
 
 def real(t, scale, precision):
     return t.to(precision) if scale is None else t.to(precision) * scale.to(precision)
+
+
+def walk(seqlen, reverse, order):
+    """The tokens in the order in which they are visited."""
+    tokens = list(range(seqlen)) if order is None else order.tolist()
+    return tokens[::-1] if reverse else tokens
 
 
 def states(
@@ -48,9 +54,10 @@ def states(
     B_scale,
     initial_state,
     reverse,
+    order=None,
     precision=torch.float64,
 ):
-    """The dequantized x, and the state (batch, dstate, dim) after each token, by time."""
+    """The dequantized x, and the state (batch, dstate, dim) after each token, by its place."""
     batch, seqlen, dim = x.shape
     x = real(x if x_zero_point is None else x.int() - x_zero_point, x_scale, precision)
     dt = dt.to(precision) if dt_bias is None else dt.to(precision) + dt_bias.to(precision)
@@ -60,7 +67,7 @@ def states(
     if initial_state is not None:
         h = initial_state.to(precision)
     after = [h] * seqlen
-    for t in reversed(range(seqlen)) if reverse else range(seqlen):
+    for t in walk(seqlen, reverse, order):
         step = dt[:, t, None, :]
         h = torch.exp(step * A) * h + step * x[:, t, None, :] * B[:, t, :, None]
         after[t] = h
@@ -95,20 +102,24 @@ def selective_scan(
     rotate_state=False,
     initial_state=None,
     reverse=False,
+    order=None,
+    addend=None,
     precision=torch.float64,
 ):
     """y in `precision`, and final_state."""
     inputs = (x, x_scale, x_zero_point, dt, dt_bias, A, B, B_scale)
-    x_f, after = states(*inputs, initial_state, reverse, precision)
+    x_f, after = states(*inputs, initial_state, reverse, order, precision)
     y = torch.zeros(x.shape, dtype=precision)
     for t, h in enumerate(after):
         y[:, t] = read_out(h, C[:, t], C_scale, readout_scale, rotate_state)
     if D is not None:
         y = y + D.to(precision) * x_f
+    if addend is not None:
+        y = y + addend.to(precision)
     if z is not None:
         z = real(z, z_scale, precision)
         y = y * z * torch.sigmoid(z if gate_scale is None else gate_scale.to(precision) * z)
     if after:
-        return y, after[0 if reverse else -1]
+        return y, after[walk(len(after), reverse, order)[-1]]
     shape = (x.shape[0], A.shape[0], x.shape[2])
     return y, torch.zeros(shape) if initial_state is None else initial_state.to(precision)

@@ -6,8 +6,11 @@
 //   y = (sum_n qh[n] * qC[n]) * (readout_scale[e] * C_scale)                  readout_scale given,
 //   C int8
 //       qh[n] = clamp(rne(hr[n] * inv_readout_scale[e]), -127, 127), hr = h, or h H / sqrt(dstate)
-//   y += D[e] * x_f;  y *= z * sigmoid(gate_scale[e] * z)
+//   y += D[e] * x_f;  y += addend;  y *= z * sigmoid(gate_scale[e] * z)
 // The state h is never quantized. H is the Sylvester Hadamard matrix over the dstate states.
+//
+// The walk visits the tokens in storage order, or by a permutation: step t is at token order[t] of every
+// operand and of y. In reverse, it starts at step seqlen - 1.
 //
 // The single-token update is the same call with seqlen 1 and initial_state == final_state.
 #pragma once
@@ -23,11 +26,12 @@ struct SelectiveScanParams {
   int64_t x_stride_batch = 0, x_stride_token = 0;  // elements; the last dim is contiguous
   int64_t dt_stride_batch = 0, dt_stride_token = 0;
   int64_t z_stride_batch = 0, z_stride_token = 0;
+  int64_t addend_stride_batch = 0, addend_stride_token = 0;
   int64_t B_stride_batch = 0, B_stride_token = 0;
   int64_t C_stride_batch = 0, C_stride_token = 0;
   DType dt_dtype = DType::kF32;                                               // kF32, kF16 or kBF16
   DType B_dtype = DType::kF32, C_dtype = DType::kF32, z_dtype = DType::kF32;  // or kI8
-  DType y_dtype = DType::kF32;
+  DType addend_dtype = DType::kF32, y_dtype = DType::kF32;
   const int8_t* x = nullptr;              // (batch, seqlen, dim)
   const float* x_scale = nullptr;         // (dim,)
   const int32_t* x_zero_point = nullptr;  // (dim,) or null
@@ -42,6 +46,8 @@ struct SelectiveScanParams {
   const void* z = nullptr;                // (batch, seqlen, dim) or null
   const float* z_scale = nullptr;         // (dim,), int8 z only
   const float* gate_scale = nullptr;      // (dim,) or null, which means 1
+  const void* addend = nullptr;           // (batch, seqlen, dim) or null
+  const int32_t* order = nullptr;         // (seqlen,), a permutation of the tokens, or null
   const float* readout_scale = nullptr;   // (dim,) or null
   const float* initial_state = nullptr;   // (batch, dstate, dim) or null, which means 0
   void* y = nullptr;                      // (batch, seqlen, dim), contiguous
@@ -49,7 +55,7 @@ struct SelectiveScanParams {
   float* workspace = nullptr;             // selective_scan_workspace_bytes(p)
   int64_t chunk_size = 0;                 // tokens that are scanned in sequence; > 0
   bool rotate_state = false;              // with readout_scale only; dstate a power of two
-  bool reverse = false;                   // walk from the last token to the first
+  bool reverse = false;                   // walk from the last step to the first
 };
 
 namespace cpu {

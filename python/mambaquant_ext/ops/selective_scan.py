@@ -26,6 +26,8 @@ def selective_scan(
     rotate_state: bool = False,
     initial_state: Tensor | None = None,
     reverse: bool = False,
+    order: Tensor | None = None,
+    addend: Tensor | None = None,
     chunk_size: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
@@ -39,6 +41,7 @@ def selective_scan(
         y = sum_n h[n] * C[n] * C_scale                          readout_scale is None
         y = readout_scale[e] * C_scale * sum_n qh[n] * C[n]      otherwise; exact integer sum
         y = y + D[e] * x_f
+        y = y + addend
         y = y * z * sigmoid(gate_scale[e] * z)                   S-SiLU, paper's smooth-fused gate
 
     with qh[n] = clamp(rne(hr[n] / readout_scale[e]), -127, 127), where hr is h, or with
@@ -76,7 +79,13 @@ def selective_scan(
         rotate_state: rotate the state in the read-out; needs readout_scale and a dstate that is a
             power of two.
         initial_state: (batch, dstate, dim), float32, or None for zeros.
-        reverse: walk from the last token to the first; y keeps the order of x.
+        reverse: walk from the last step to the first; y keeps the order of x.
+        order: (seqlen,), int32, contiguous: step t of the walk is at token order[t], a permutation
+            of the tokens; None for their order in storage. Every operand and y stay in storage. On
+            a GPU, where looking at the values would make the call wait, they are not checked: a
+            step at what is no token leaves the state as it is, and reads and writes nothing.
+        addend: (batch, seqlen, dim), float16/bfloat16/float32, or None: joins y before the gate, as
+            the y of other walks over the same tokens.
         chunk_size: tokens that are scanned in sequence. 0 chooses.
         dtype: of y: float16, bfloat16 or float32.
 
@@ -107,6 +116,8 @@ def selective_scan(
         rotate_state,
         initial_state,
         reverse,
+        order,
+        addend,
         chunk_size,
         dtype,
     )
@@ -204,6 +215,8 @@ def _(
     rotate_state: bool,
     initial_state: Tensor | None,
     reverse: bool,
+    order: Tensor | None,
+    addend: Tensor | None,
     chunk_size: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
