@@ -3,10 +3,12 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
 
 #include <initializer_list>
 #include <optional>
+#include <vector>
 
 #include "mambaquant/types.h"
 
@@ -88,6 +90,29 @@ inline void check_parameter(OpName op, const OptionalTensor& t, at::ScalarType t
                             at::IntArrayRef shape, const Tensor& like, const char* name,
                             const char* meaning) {
   if (t.has_value()) check_parameter(op, *t, type, shape, like, name, meaning);
+}
+
+// Each token of [0, order.size()) once.
+inline void check_permutation(OpName op, c10::ArrayRef<int32_t> order, const char* name) {
+  const auto count = static_cast<int64_t>(order.size());
+  std::vector<bool> is_seen(order.size(), false);
+  for (int64_t t = 0; t < count; ++t) {
+    const int64_t token = order[static_cast<size_t>(t)];
+    TORCH_CHECK_VALUE(token >= 0 && token < count, op.name, ": expected ", name,
+                      " to hold tokens from 0 to ", count - 1, ", got ", token, " at position ", t);
+    TORCH_CHECK_VALUE(!is_seen[static_cast<size_t>(token)], op.name, ": expected ", name,
+                      " to hold each token once, got ", token, " again at position ", t);
+    is_seen[static_cast<size_t>(token)] = true;
+  }
+}
+
+// The order of a walk over the tokens of x. Its values are looked at on a CPU alone: elsewhere the call would wait
+// for the device, and the kernels leave out what is no token.
+inline void check_order(OpName op, const OptionalTensor& order, int64_t seqlen, const Tensor& x) {
+  if (!order.has_value()) return;
+  check_parameter(op, *order, at::kInt, {seqlen}, x, "order", "(seqlen,)");
+  if (!order->is_cpu()) return;
+  check_permutation(op, {order->const_data_ptr<int32_t>(), static_cast<size_t>(seqlen)}, "order");
 }
 
 // Null for an absent tensor.

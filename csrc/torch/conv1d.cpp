@@ -64,7 +64,7 @@ CausalConv1dQuantizeParams make_params(const Tensor& x, const ConvParameters& c,
 std::tuple<Tensor, Tensor> causal_conv1d_quantize(
     const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& weight_scale,
     const OptionalTensor& bias, const Tensor& out_scale, const OptionalTensor& out_zero_point,
-    const OptionalTensor& initial_state, bool reverse) {
+    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& order) {
   constexpr OpName op{"causal_conv1d_quantize"};
   check_input(op, x, 3);
   const ConvParameters c{x_scale, weight, weight_scale, bias, out_scale, out_zero_point};
@@ -72,16 +72,18 @@ std::tuple<Tensor, Tensor> causal_conv1d_quantize(
   const int64_t state_shape[] = {x.size(0), weight.size(0) - 1, x.size(2)};
   check_parameter(op, initial_state, at::kChar, state_shape, x, "initial_state",
                   "(batch, width - 1, dim)");
+  check_order(op, order, x.size(1), x);
   Tensor q = at::empty(x.sizes(), x.options());
   Tensor final_state = at::empty(state_shape, x.options());
   CausalConv1dQuantizeParams p = make_params(x, c, q);
   p.initial_state = data_or_null<int8_t>(initial_state);
   p.final_state = final_state.data_ptr<int8_t>();
+  p.order = data_or_null<int32_t>(order);
   p.reverse = reverse;
   launch(
       op,
       buffers_of(x, x_scale, weight, weight_scale, bias, out_scale, out_zero_point, initial_state,
-                 q, final_state),
+                 order, q, final_state),
       [&](const Threads& threads) { return cpu::causal_conv1d_quantize(p, threads); },
       [&](Stream stream) { return cuda::causal_conv1d_quantize(p, stream); });
   return {q, final_state};

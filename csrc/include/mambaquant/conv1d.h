@@ -5,6 +5,12 @@
 // qmin is -127 without an out_zero_point and -128 with one. Before the sequence stand the width - 1
 // rows of initial_state, or zeros (x is symmetric, so that q = 0 is the value 0).
 //
+// Step t of the walk meets token t, token seqlen - 1 - t with `reverse`, and with an `order` what that
+// names in their place; the taps then meet the tokens of the steps before, and states are in the order
+// of the walk, while q stays in that of x. `order` holds each of 0 to seqlen - 1 once. On CUDA, where
+// nothing has looked at its values, a token outside the sequence is neither read (it counts as 0) nor
+// written.
+//
 // The single-token update is the same call with seqlen 1 and initial_state == final_state.
 #pragma once
 
@@ -25,7 +31,8 @@ struct CausalConv1dQuantizeParams {
   const int8_t* initial_state = nullptr;  // (batch, width - 1, dim), oldest first; or null
   int8_t* q = nullptr;                    // (batch, seqlen, dim), contiguous
   int8_t* final_state = nullptr;          // (batch, width - 1, dim), oldest first
-  bool reverse = false;                   // walk from the last token to the first
+  const int32_t* order = nullptr;         // (seqlen,), the tokens in the order of the walk; or null
+  bool reverse = false;                   // walk from the last token (of `order`) to the first
 };
 
 namespace cpu {
