@@ -17,9 +17,8 @@
 
 #include <cstring>
 
+#include "cpu/conv_epilogue.h"
 #include "cpu/kernels.h"
-#include "cpu/simd/math.h"
-#include "cpu/simd/quant.h"
 
 namespace mambaquant::cpu::MBQ_ISA {
 
@@ -87,12 +86,7 @@ void convolve(const CausalConv1dQuantizeParams& p, const Sequence& s, int64_t c,
   F32 window[kWidth];  // inputs, oldest first
   for (int j = 0; j + 1 < kWidth; ++j)
     window[j + 1] = load_token(p, s, begin - kWidth + 1 + j, c, n);
-  const F32 scale = load(p.x_scale + c, n) * load(p.weight_scale + c, n);
-  const F32 bias = p.bias == nullptr ? set1(0.0f) : load(p.bias + c, n);
-  const F32 inv_out_scale = set1(1.0f) / load(p.out_scale + c, n);
-  const bool is_symmetric = p.out_zero_point == nullptr;
-  const F32 zero_point = is_symmetric ? set1(0.0f) : to_f32(load_i32(p.out_zero_point + c, n));
-  const F32 qmin = set1(static_cast<float>(is_symmetric ? kQMinSymmetric : kQMinAsymmetric));
+  const ConvEpilogue epilogue(p, c, n);
   const int8_t* x = s.x + begin * s.x_stride + c;
   int8_t* out = s.q + begin * s.q_stride + c;
   const int64_t x_stride = s.x_stride, q_stride = s.q_stride;
@@ -107,13 +101,7 @@ void convolve(const CausalConv1dQuantizeParams& p, const Sequence& s, int64_t c,
     window[kWidth - 1] = load_up_to(x, n);
     F32 acc = weight[0] * window[0];
     for (int j = 1; j < kWidth; ++j) acc = fma(weight[j], window[j], acc);  // NOTE(exact-fma)
-    const F32 y = silu(acc * scale + bias);
-    const F32 q = quantize_clamped(y, inv_out_scale, zero_point, qmin);
-    if (n == kLanes) {
-      store(out, q);
-    } else {
-      store(out, q, n);
-    }
+    epilogue.store_quantized(out, acc, n);
   }
 }
 

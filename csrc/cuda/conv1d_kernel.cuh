@@ -14,10 +14,8 @@
 // and warp, to 256 of the elements.
 #pragma once
 
-#include "cuda/common/math.cuh"
-#include "cuda/common/quant.cuh"
 #include "cuda/common/reduce.cuh"
-#include "cuda/common/vec.cuh"
+#include "cuda/conv_epilogue.cuh"
 #include "mambaquant/conv1d.h"
 
 namespace mambaquant::cuda {
@@ -34,29 +32,11 @@ struct ConvPlan {
   int64_t chunks = 1, tokens_per_chunk = 0, pieces = 0, pieces_per_warp = 1;
 };
 
-// kVec bytes of neighbouring channels, in a word.
-template <int32_t kVec>
-__device__ inline uint32_t load_bytes(const int8_t* p) {
-  if constexpr (kVec == 4) {
-    return *reinterpret_cast<const uint32_t*>(p);
-  } else {
-    return *reinterpret_cast<const uint8_t*>(p);
-  }
-}
-template <int32_t kVec>
-__device__ inline void store_bytes(int8_t* p, uint32_t bytes) {
-  if constexpr (kVec == 4) {
-    *reinterpret_cast<uint32_t*>(p) = bytes;
-  } else {
-    *p = static_cast<int8_t>(bytes);
-  }
-}
-
 // Of the channels of a block, as they lie in shared memory, and of a lane, in registers.
 template <int32_t kCount>
 struct alignas(16) ChannelParameters {
   uint32_t taps[kCount];
-  float scale[kCount], bias[kCount], inv_out_scale[kCount], zero_point[kCount];
+  ConvEpilogue<kCount> epilogue;
 };
 
 template <int32_t kCount>
@@ -72,11 +52,7 @@ __device__ inline void read_channel(const CausalConv1dQuantizeParams& p, int64_t
     }
   }
   out.taps[i] = taps;
-  out.scale[i] = p.x_scale[channel] * p.weight_scale[channel];
-  out.bias[i] = p.bias == nullptr ? 0.0f : p.bias[channel];
-  out.inv_out_scale[i] = inverse(p.out_scale[channel]);
-  out.zero_point[i] =
-      p.out_zero_point == nullptr ? 0.0f : static_cast<float>(p.out_zero_point[channel]);
+  out.epilogue.read(p, channel, i);
 }
 
 template <int32_t kVec, int32_t kCount>
@@ -84,13 +60,8 @@ __device__ inline ChannelParameters<kVec> take_lane(const ChannelParameters<kCou
   ChannelParameters<kVec> lane;
   const int32_t first = static_cast<int32_t>(threadIdx.x) * kVec;
 #pragma unroll
-  for (int32_t i = 0; i < kVec; ++i) {
-    lane.taps[i] = block.taps[first + i];
-    lane.scale[i] = block.scale[first + i];
-    lane.bias[i] = block.bias[first + i];
-    lane.inv_out_scale[i] = block.inv_out_scale[first + i];
-    lane.zero_point[i] = block.zero_point[first + i];
-  }
+  for (int32_t i = 0; i < kVec; ++i) lane.taps[i] = block.taps[first + i];
+  lane.epilogue = block.epilogue.template take<kVec>(first);
   return lane;
 }
 
@@ -123,16 +94,13 @@ struct Window {
 template <int32_t kVec>
 __device__ inline uint32_t convolve(const Window<kVec>& window, const ChannelParameters<kVec>& c,
                                     float qmin) {
-  Vec<int8_t, kVec> q;
+  int32_t sums[kVec];  // |acc| < 2^17
 #pragma unroll
   for (int32_t i = 0; i < kVec; ++i) {
-    const int32_t bits = __dp4a(static_cast<int32_t>(window.words[i]),
-                                static_cast<int32_t>(c.taps[i]), __float_as_int(kRounder));
-    const float acc = __int_as_float(bits) - kRounder;  // |acc| < 2^17: exact
-    const float y = silu(fmaf(acc, c.scale[i], c.bias[i]));
-    q[i] = quantize_clamped(y, c.inv_out_scale[i], c.zero_point[i], qmin);
+    sums[i] = __dp4a(static_cast<int32_t>(window.words[i]), static_cast<int32_t>(c.taps[i]),
+                     static_cast<int32_t>(kRounderBits));
   }
-  return load_bytes<kVec>(q.data);
+  return c.epilogue.quantize(sums, qmin);
 }
 
 // A sequence in the order of the walk, from the lane's first channel on. A walk backwards is one over
@@ -297,8 +265,7 @@ __global__ void __launch_bounds__(kConvWarps* kWarpSize, 2)
   const int64_t channel = tile + static_cast<int64_t>(threadIdx.x) * kVec;
   if (channel >= p.dim) return;
   const ChannelParameters<kVec> channels = take_lane<kVec>(shared);
-  const float qmin =
-      static_cast<float>(p.out_zero_point == nullptr ? kQMinSymmetric : kQMinAsymmetric);
+  const float qmin = conv_qmin(p);
 
   const int64_t warp = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y;
   const int64_t first = warp * plan.pieces_per_warp;
