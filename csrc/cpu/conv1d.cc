@@ -3,7 +3,8 @@
 // A task is 64 tokens by 64 channels (one cache line of each token's row). Within it a vector of
 // channels walks down the tokens with the last width - 1 inputs in registers, so that each input is
 // converted once; the tile's other vectors then find the same 64 lines in L1. Tasks meet only in
-// reading the width - 1 tokens before them, so that a split changes no bit.
+// reading the width - 1 tokens before them, so that a split changes no bit. Where an `order` is given
+// the 64 tokens are those of 64 steps of the walk, wherever they lie.
 //
 // NOTE(exact-fma): the inputs and taps are integers of magnitude <= 128 and the sum of four
 // products is below 2^17, so that float32 fma computes the integer sum without rounding.
@@ -16,9 +17,8 @@
 
 #include <cstring>
 
+#include "cpu/conv_epilogue.h"
 #include "cpu/kernels.h"
-#include "cpu/simd/math.h"
-#include "cpu/simd/quant.h"
 
 namespace mambaquant::cpu::MBQ_ISA {
 
@@ -30,13 +30,18 @@ constexpr int64_t kElementsPerThread = 16384;
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// One sequence: token t at x + t * stride (negative where the scan walks backwards).
+// One sequence: step t of the walk reads x + row(t) * x_stride. A walk backwards is one over negative
+// strides, or down an order.
 struct Sequence {
   const int8_t* x;
   const int8_t* initial_state;
   int8_t* q;
   int8_t* final_state;
   int64_t x_stride, q_stride;
+  const int32_t* order;  // or null
+  int64_t order_step;
+
+  int64_t row(int64_t t) const { return order == nullptr ? t : order[t * order_step]; }
 };
 
 Sequence sequence_of(const CausalConv1dQuantizeParams& p, int64_t b) {
@@ -46,7 +51,12 @@ Sequence sequence_of(const CausalConv1dQuantizeParams& p, int64_t b) {
   s.q = p.q + b * p.seqlen * p.dim;
   s.x_stride = p.x_stride_token;
   s.q_stride = p.dim;
-  if (p.reverse && p.seqlen > 0) {
+  s.order = p.order;
+  s.order_step = 1;
+  if (p.reverse && p.order != nullptr) {
+    s.order += p.seqlen - 1;
+    s.order_step = -1;
+  } else if (p.reverse && p.seqlen > 0) {
     s.x += (p.seqlen - 1) * s.x_stride;
     s.q += (p.seqlen - 1) * s.q_stride;
     s.x_stride = -s.x_stride;
@@ -59,16 +69,16 @@ Sequence sequence_of(const CausalConv1dQuantizeParams& p, int64_t b) {
 
 F32 load_up_to(const int8_t* x, int64_t n) { return n == kLanes ? load(x) : load(x, n); }
 
-// Token t of the sequence with its state in front; t >= -(width - 1).
+// The token of step t, the state in front of the first; t >= -(width - 1).
 F32 load_token(const CausalConv1dQuantizeParams& p, const Sequence& s, int64_t t, int64_t c,
                int64_t n) {
-  if (t >= 0) return load_up_to(s.x + t * s.x_stride + c, n);
+  if (t >= 0) return load_up_to(s.x + s.row(t) * s.x_stride + c, n);
   if (s.initial_state == nullptr) return set1(0.0f);
   return load_up_to(s.initial_state + (p.width - 1 + t) * p.dim + c, n);
 }
 
-// One vector of channels from token `begin` to `end`.
-template <int kWidth>
+// One vector of channels from step `begin` to `end`.
+template <int kWidth, bool kOrdered>
 void convolve(const CausalConv1dQuantizeParams& p, const Sequence& s, int64_t c, int64_t n,
               int64_t begin, int64_t end) {
   F32 weight[kWidth];
@@ -76,28 +86,22 @@ void convolve(const CausalConv1dQuantizeParams& p, const Sequence& s, int64_t c,
   F32 window[kWidth];  // inputs, oldest first
   for (int j = 0; j + 1 < kWidth; ++j)
     window[j + 1] = load_token(p, s, begin - kWidth + 1 + j, c, n);
-  const F32 scale = load(p.x_scale + c, n) * load(p.weight_scale + c, n);
-  const F32 bias = p.bias == nullptr ? set1(0.0f) : load(p.bias + c, n);
-  const F32 inv_out_scale = set1(1.0f) / load(p.out_scale + c, n);
-  const bool is_symmetric = p.out_zero_point == nullptr;
-  const F32 zero_point = is_symmetric ? set1(0.0f) : to_f32(load_i32(p.out_zero_point + c, n));
-  const F32 qmin = set1(static_cast<float>(is_symmetric ? kQMinSymmetric : kQMinAsymmetric));
+  const ConvEpilogue epilogue(p, c, n);
   const int8_t* x = s.x + begin * s.x_stride + c;
   int8_t* out = s.q + begin * s.q_stride + c;
   const int64_t x_stride = s.x_stride, q_stride = s.q_stride;
   for (int64_t t = begin; t < end; ++t, x += x_stride, out += q_stride) {
+    if constexpr (kOrdered) {
+      const int64_t row = s.row(t);
+      x = s.x + row * x_stride + c;
+      out = s.q + row * q_stride + c;
+    }
     prefetch(x + kTileChannels);
     for (int j = 0; j + 1 < kWidth; ++j) window[j] = window[j + 1];
     window[kWidth - 1] = load_up_to(x, n);
     F32 acc = weight[0] * window[0];
     for (int j = 1; j < kWidth; ++j) acc = fma(weight[j], window[j], acc);  // NOTE(exact-fma)
-    const F32 y = silu(acc * scale + bias);
-    const F32 q = quantize_clamped(y, inv_out_scale, zero_point, qmin);
-    if (n == kLanes) {
-      store(out, q);
-    } else {
-      store(out, q, n);
-    }
+    epilogue.store_quantized(out, acc, n);
   }
 }
 
@@ -110,7 +114,7 @@ void store_final_state(const CausalConv1dQuantizeParams& p, const Sequence& s, i
     int8_t* row = s.final_state + i * p.dim + c;
     const size_t size = static_cast<size_t>(channels);
     if (t >= 0) {
-      std::memcpy(row, s.x + t * s.x_stride + c, size);
+      std::memcpy(row, s.x + s.row(t) * s.x_stride + c, size);
     } else if (s.initial_state == nullptr) {
       std::memset(row, 0, size);
     } else {
@@ -119,8 +123,8 @@ void store_final_state(const CausalConv1dQuantizeParams& p, const Sequence& s, i
   }
 }
 
-template <int kWidth>
-Status convolve_all(const CausalConv1dQuantizeParams& p, const Threads& threads) {
+template <int kWidth, bool kOrdered>
+void convolve_all(const CausalConv1dQuantizeParams& p, const Threads& threads) {
   const int64_t tiles = (p.dim + kTileChannels - 1) / kTileChannels;
   // An empty sequence has one empty block, which passes the state on.
   const int64_t blocks = p.seqlen == 0 ? 1 : (p.seqlen + kTileTokens - 1) / kTileTokens;
@@ -135,11 +139,20 @@ Status convolve_all(const CausalConv1dQuantizeParams& p, const Threads& threads)
       const int64_t end = smaller(begin + kTileTokens, p.seqlen);
       const Sequence s = sequence_of(p, task / tiles / blocks);
       for (int64_t c = tile; c < tile_end; c += kLanes) {
-        convolve<kWidth>(p, s, c, smaller(kLanes, tile_end - c), begin, end);
+        convolve<kWidth, kOrdered>(p, s, c, smaller(kLanes, tile_end - c), begin, end);
       }
       if (block == blocks - 1) store_final_state(p, s, tile, tile_end - tile);
     }
   });
+}
+
+template <int kWidth>
+Status convolve_all(const CausalConv1dQuantizeParams& p, const Threads& threads) {
+  if (p.order == nullptr) {
+    convolve_all<kWidth, false>(p, threads);
+  } else {
+    convolve_all<kWidth, true>(p, threads);
+  }
   return Status::ok();
 }
 

@@ -58,7 +58,11 @@ Status launch(const CausalConv1dQuantizeParams& p, Stream stream) {
   const int64_t block_warps = ceil_div(warps, slices);
   const dim3 grid(static_cast<uint32_t>(tiles), static_cast<uint32_t>(slices));
   const dim3 block(kWarpSize, static_cast<uint32_t>(block_warps));
-  conv1d_kernel<kVec><<<grid, block, 0, to_cuda(stream)>>>(p, plan);
+  if (p.order == nullptr) {
+    conv1d_kernel<kVec, false><<<grid, block, 0, to_cuda(stream)>>>(p, plan);
+  } else {
+    conv1d_kernel<kVec, true><<<grid, block, 0, to_cuda(stream)>>>(p, plan);
+  }
   return check_launch();
 }
 

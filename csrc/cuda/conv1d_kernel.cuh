@@ -10,13 +10,12 @@
 // run at 16 lanes a cycle and multiprocessor. An A100 can move 5 elements a cycle and multiprocessor,
 // issue the instructions of 7 and the special functions of 8. Parameters are 24 bytes a channel, read once
 // a block through shared memory: 12 / (tokens of a block) of the elements' bytes; the width - 1 tokens
-// that a chunk reads before its own are 1.5 / (tokens of the chunk) of them.
+// that a chunk reads before its own are 1.5 / (tokens of the chunk) of them. An order adds 4 bytes a token
+// and warp, to 256 of the elements.
 #pragma once
 
-#include "cuda/common/math.cuh"
-#include "cuda/common/quant.cuh"
 #include "cuda/common/reduce.cuh"
-#include "cuda/common/vec.cuh"
+#include "cuda/conv_epilogue.cuh"
 #include "mambaquant/conv1d.h"
 
 namespace mambaquant::cuda {
@@ -24,6 +23,8 @@ namespace mambaquant::cuda {
 // Of a block, at most. Two such blocks a multiprocessor have 80 registers a thread.
 inline constexpr int32_t kConvWarps = 12;
 inline constexpr int32_t kTokensInFlight = 8;
+// Tokens of an order are wanted twice, for x and for q: with 8 of them registers would be spilled.
+inline constexpr int32_t kOrderedTokensInFlight = 4;
 inline constexpr int32_t kWindow = 4;  // the largest width: inputs in a word
 
 // Piece i is chunk i % chunks of sequence i / chunks; a warp takes pieces_per_warp neighbours.
@@ -31,29 +32,11 @@ struct ConvPlan {
   int64_t chunks = 1, tokens_per_chunk = 0, pieces = 0, pieces_per_warp = 1;
 };
 
-// kVec bytes of neighbouring channels, in a word.
-template <int32_t kVec>
-__device__ inline uint32_t load_bytes(const int8_t* p) {
-  if constexpr (kVec == 4) {
-    return *reinterpret_cast<const uint32_t*>(p);
-  } else {
-    return *reinterpret_cast<const uint8_t*>(p);
-  }
-}
-template <int32_t kVec>
-__device__ inline void store_bytes(int8_t* p, uint32_t bytes) {
-  if constexpr (kVec == 4) {
-    *reinterpret_cast<uint32_t*>(p) = bytes;
-  } else {
-    *p = static_cast<int8_t>(bytes);
-  }
-}
-
 // Of the channels of a block, as they lie in shared memory, and of a lane, in registers.
 template <int32_t kCount>
 struct alignas(16) ChannelParameters {
   uint32_t taps[kCount];
-  float scale[kCount], bias[kCount], inv_out_scale[kCount], zero_point[kCount];
+  ConvEpilogue<kCount> epilogue;
 };
 
 template <int32_t kCount>
@@ -69,11 +52,7 @@ __device__ inline void read_channel(const CausalConv1dQuantizeParams& p, int64_t
     }
   }
   out.taps[i] = taps;
-  out.scale[i] = p.x_scale[channel] * p.weight_scale[channel];
-  out.bias[i] = p.bias == nullptr ? 0.0f : p.bias[channel];
-  out.inv_out_scale[i] = inverse(p.out_scale[channel]);
-  out.zero_point[i] =
-      p.out_zero_point == nullptr ? 0.0f : static_cast<float>(p.out_zero_point[channel]);
+  out.epilogue.read(p, channel, i);
 }
 
 template <int32_t kVec, int32_t kCount>
@@ -81,13 +60,8 @@ __device__ inline ChannelParameters<kVec> take_lane(const ChannelParameters<kCou
   ChannelParameters<kVec> lane;
   const int32_t first = static_cast<int32_t>(threadIdx.x) * kVec;
 #pragma unroll
-  for (int32_t i = 0; i < kVec; ++i) {
-    lane.taps[i] = block.taps[first + i];
-    lane.scale[i] = block.scale[first + i];
-    lane.bias[i] = block.bias[first + i];
-    lane.inv_out_scale[i] = block.inv_out_scale[first + i];
-    lane.zero_point[i] = block.zero_point[first + i];
-  }
+  for (int32_t i = 0; i < kVec; ++i) lane.taps[i] = block.taps[first + i];
+  lane.epilogue = block.epilogue.template take<kVec>(first);
   return lane;
 }
 
@@ -120,25 +94,26 @@ struct Window {
 template <int32_t kVec>
 __device__ inline uint32_t convolve(const Window<kVec>& window, const ChannelParameters<kVec>& c,
                                     float qmin) {
-  Vec<int8_t, kVec> q;
+  int32_t sums[kVec];  // |acc| < 2^17
 #pragma unroll
   for (int32_t i = 0; i < kVec; ++i) {
-    const int32_t bits = __dp4a(static_cast<int32_t>(window.words[i]),
-                                static_cast<int32_t>(c.taps[i]), __float_as_int(kRounder));
-    const float acc = __int_as_float(bits) - kRounder;  // |acc| < 2^17: exact
-    const float y = silu(fmaf(acc, c.scale[i], c.bias[i]));
-    q[i] = quantize_clamped(y, c.inv_out_scale[i], c.zero_point[i], qmin);
+    sums[i] = __dp4a(static_cast<int32_t>(window.words[i]), static_cast<int32_t>(c.taps[i]),
+                     static_cast<int32_t>(kRounderBits));
   }
-  return load_bytes<kVec>(q.data);
+  return c.epilogue.quantize(sums, qmin);
 }
 
-// A sequence in the order of the walk, from the lane's first channel on.
+// A sequence in the order of the walk, from the lane's first channel on. A walk backwards is one over
+// negative strides, or down an order.
+template <bool kOrdered>
 struct Sequence {
   const int8_t* x;
   const int8_t* initial_state;  // or null
   int8_t* q;
   int8_t* final_state;
-  int64_t x_stride, q_stride;  // negative where the walk goes backwards
+  int64_t x_stride, q_stride;
+  const int32_t* order;
+  int64_t order_step;
 
   __device__ Sequence(const CausalConv1dQuantizeParams& p, int64_t b, int64_t channel)
       : x(p.x + b * p.x_stride_batch + channel),
@@ -146,15 +121,22 @@ struct Sequence {
         q(p.q + b * p.seqlen * p.dim + channel),
         final_state(p.final_state),
         x_stride(p.x_stride_token),
-        q_stride(p.dim) {
+        q_stride(p.dim),
+        order(p.order),
+        order_step(1) {
     const int64_t state = b * (p.width - 1) * p.dim + channel;
     final_state += state;
     if (initial_state != nullptr) initial_state += state;
     if (!p.reverse) return;
-    x += (p.seqlen - 1) * x_stride;
-    q += (p.seqlen - 1) * q_stride;
-    x_stride = -x_stride;
-    q_stride = -q_stride;
+    if constexpr (kOrdered) {
+      order += p.seqlen - 1;
+      order_step = -1;
+    } else {
+      x += (p.seqlen - 1) * x_stride;
+      q += (p.seqlen - 1) * q_stride;
+      x_stride = -x_stride;
+      q_stride = -q_stride;
+    }
   }
   // The next sequence of the batch.
   __device__ void advance(const CausalConv1dQuantizeParams& p) {
@@ -165,10 +147,26 @@ struct Sequence {
   }
 };
 
-// The window before token `begin`: earlier tokens, then the initial state, then zeros.
-template <int32_t kVec>
-__device__ inline Window<kVec> read_history(const CausalConv1dQuantizeParams& p, const Sequence& s,
-                                            int64_t begin) {
+// Nobody has looked at the values of an order.
+__device__ inline bool is_token(const CausalConv1dQuantizeParams& p, int64_t token) {
+  return static_cast<uint64_t>(token) < static_cast<uint64_t>(p.seqlen);
+}
+
+// The inputs of step t of the walk.
+template <int32_t kVec, bool kOrdered>
+__device__ inline uint32_t load_step(const CausalConv1dQuantizeParams& p,
+                                     const Sequence<kOrdered>& s, int64_t t) {
+  if constexpr (kOrdered) {
+    t = s.order[t * s.order_step];
+    if (!is_token(p, t)) return 0;
+  }
+  return load_bytes<kVec>(s.x + t * s.x_stride);
+}
+
+// The window before step `begin`: earlier tokens, then the initial state, then zeros.
+template <int32_t kVec, bool kOrdered>
+__device__ inline Window<kVec> read_history(const CausalConv1dQuantizeParams& p,
+                                            const Sequence<kOrdered>& s, int64_t begin) {
   const auto rows = static_cast<int32_t>(p.width) - 1;
   Window<kVec> window;
 #pragma unroll
@@ -176,7 +174,7 @@ __device__ inline Window<kVec> read_history(const CausalConv1dQuantizeParams& p,
     const int64_t t = begin - 1 - age;
     uint32_t inputs = 0;
     if (age < rows && t >= 0) {
-      inputs = load_bytes<kVec>(s.x + t * s.x_stride);
+      inputs = load_step<kVec>(p, s, t);
     } else if (age < rows && s.initial_state != nullptr) {
       inputs = load_bytes<kVec>(s.initial_state + (rows + t) * p.dim);
     }
@@ -185,17 +183,26 @@ __device__ inline Window<kVec> read_history(const CausalConv1dQuantizeParams& p,
   return window;
 }
 
-// Where a walk stands.
+// Where a walk stands, at step t: the addresses of a token, or that of its place in the order.
+template <bool kOrdered>
 struct Position {
   const int8_t* x;
   int8_t* q;
+  __device__ Position(const Sequence<false>& s, int64_t t)
+      : x(s.x + t * s.x_stride), q(s.q + t * s.q_stride) {}
+};
+template <>
+struct Position<true> {
+  const int32_t* order;
+  __device__ Position(const Sequence<true>& s, int64_t t) : order(s.order + t * s.order_step) {}
 };
 
 // kTokens tokens from x to q, all loads first. Addresses are carried on token by token: multiples of the
 // strides would take 30 registers.
 template <int32_t kVec, int32_t kTokens>
-__device__ inline void walk(const Sequence& s, const ChannelParameters<kVec>& channels, float qmin,
-                            Position& at, Window<kVec>& window) {
+__device__ inline void walk(const CausalConv1dQuantizeParams&, const Sequence<false>& s,
+                            const ChannelParameters<kVec>& channels, float qmin,
+                            Position<false>& at, Window<kVec>& window) {
   uint32_t inputs[kTokens];
 #pragma unroll
   for (int32_t i = 0; i < kTokens; ++i, at.x += s.x_stride) inputs[i] = load_bytes<kVec>(at.x);
@@ -205,12 +212,32 @@ __device__ inline void walk(const Sequence& s, const ChannelParameters<kVec>& ch
     store_bytes<kVec>(at.q, convolve(window, channels, qmin));
   }
 }
+// The same where an order names the tokens.
+template <int32_t kVec, int32_t kTokens>
+__device__ inline void walk(const CausalConv1dQuantizeParams& p, const Sequence<true>& s,
+                            const ChannelParameters<kVec>& channels, float qmin, Position<true>& at,
+                            Window<kVec>& window) {
+  int32_t tokens[kTokens];
+  uint32_t inputs[kTokens];
+#pragma unroll
+  for (int32_t i = 0; i < kTokens; ++i, at.order += s.order_step) tokens[i] = *at.order;
+#pragma unroll
+  for (int32_t i = 0; i < kTokens; ++i) {
+    inputs[i] = is_token(p, tokens[i]) ? load_bytes<kVec>(s.x + tokens[i] * s.x_stride) : 0;
+  }
+#pragma unroll
+  for (int32_t i = 0; i < kTokens; ++i) {
+    window.push(inputs[i]);
+    const uint32_t q = convolve(window, channels, qmin);
+    if (is_token(p, tokens[i])) store_bytes<kVec>(s.q + tokens[i] * s.q_stride, q);
+  }
+}
 
 // Rows of the final state come from the window, which was filled before any of them is written: the
 // initial state may lie in the same memory.
-template <int32_t kVec>
-__device__ inline void store_final_state(const CausalConv1dQuantizeParams& p, const Sequence& s,
-                                         const Window<kVec>& window) {
+template <int32_t kVec, bool kOrdered>
+__device__ inline void store_final_state(const CausalConv1dQuantizeParams& p,
+                                         const Sequence<kOrdered>& s, const Window<kVec>& window) {
   const auto rows = static_cast<int32_t>(p.width) - 1;
 #pragma unroll
   for (int32_t age = 0; age < kWindow - 1; ++age) {
@@ -221,11 +248,12 @@ __device__ inline void store_final_state(const CausalConv1dQuantizeParams& p, co
 }
 
 // Grid (tiles of channels, slices of the pieces), block (32 lanes, warps).
-template <int32_t kVec>
+template <int32_t kVec, bool kOrdered>
 __global__ void __launch_bounds__(kConvWarps* kWarpSize, 2)
     conv1d_kernel(const __grid_constant__ CausalConv1dQuantizeParams p,
                   const __grid_constant__ ConvPlan plan) {
   constexpr int32_t kChannels = kVec * kWarpSize;
+  constexpr int32_t kTokens = kOrdered ? kOrderedTokensInFlight : kTokensInFlight;
   __shared__ ChannelParameters<kChannels> shared;
   const int64_t tile = static_cast<int64_t>(blockIdx.x) * kChannels;
   const auto threads = static_cast<int32_t>(blockDim.y) * kWarpSize;
@@ -237,24 +265,23 @@ __global__ void __launch_bounds__(kConvWarps* kWarpSize, 2)
   const int64_t channel = tile + static_cast<int64_t>(threadIdx.x) * kVec;
   if (channel >= p.dim) return;
   const ChannelParameters<kVec> channels = take_lane<kVec>(shared);
-  const float qmin =
-      static_cast<float>(p.out_zero_point == nullptr ? kQMinSymmetric : kQMinAsymmetric);
+  const float qmin = conv_qmin(p);
 
   const int64_t warp = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y;
   const int64_t first = warp * plan.pieces_per_warp;
   const int64_t last = min(first + plan.pieces_per_warp, plan.pieces);
   int64_t chunk = first % plan.chunks;
-  Sequence s(p, first / plan.chunks, channel);
+  Sequence<kOrdered> s(p, first / plan.chunks, channel);
   for (int64_t piece = first; piece < last; ++piece) {
     int64_t t = chunk * plan.tokens_per_chunk;
     const int64_t end = min(t + plan.tokens_per_chunk, p.seqlen);
     Window<kVec> window = read_history<kVec>(p, s, t);
-    Position at{s.x + t * s.x_stride, s.q + t * s.q_stride};
-    for (; t + kTokensInFlight <= end; t += kTokensInFlight) {
-      walk<kVec, kTokensInFlight>(s, channels, qmin, at, window);
+    Position<kOrdered> at(s, t);
+    for (; t + kTokens <= end; t += kTokens) {
+      walk<kVec, kTokens>(p, s, channels, qmin, at, window);
     }
 #pragma unroll 1
-    for (; t < end; ++t) walk<kVec, 1>(s, channels, qmin, at, window);
+    for (; t < end; ++t) walk<kVec, 1>(p, s, channels, qmin, at, window);
     if (++chunk == plan.chunks) {
       store_final_state(p, s, window);
       chunk = 0;

@@ -36,8 +36,8 @@ TORCH_LIBRARY(mambaquant, m) {
   // conv1d. Depthwise, causal, then SiLU: x (batch, seqlen, dim) int8; states (batch, width - 1, dim) int8.
   m.def(
       "causal_conv1d_quantize(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor? bias,"
-      " Tensor out_scale, Tensor? out_zero_point, Tensor? initial_state, bool reverse)"
-      " -> (Tensor q, Tensor final_state)");
+      " Tensor out_scale, Tensor? out_zero_point, Tensor? initial_state, bool reverse,"
+      " Tensor? order) -> (Tensor q, Tensor final_state)");
   m.def(
       "causal_conv1d_update_quantize(Tensor x, Tensor(a!) conv_state, Tensor x_scale, Tensor weight,"
       " Tensor weight_scale, Tensor? bias, Tensor out_scale, Tensor? out_zero_point) -> Tensor");

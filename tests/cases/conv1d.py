@@ -1,6 +1,6 @@
 """Cases of causal_conv1d_quantize and causal_conv1d_update_quantize."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,6 +20,7 @@ class ConvCase:
     reverse: bool = False
     kind: str = "uniform"  # uniform, extreme, zeros
     view: bool = False
+    order: str | None = None  # columns (of a grid of two rows), random
 
     def make(self, generator):
         """The keyword arguments of causal_conv1d_quantize."""
@@ -48,7 +49,15 @@ class ConvCase:
             "out_zero_point": zero_point if self.asymmetric else None,
             "initial_state": state if self.state else None,
             "reverse": self.reverse,
+            "order": self.make_order(generator),
         }
+
+    def make_order(self, generator):
+        if self.order == "random":
+            return torch.randperm(self.seqlen, generator=generator, dtype=torch.int32)
+        if self.order == "columns":
+            return torch.arange(self.seqlen, dtype=torch.int32).view(2, -1).T.reshape(-1)
+        return None
 
 
 def _table():
@@ -68,12 +77,22 @@ def _table():
     yield ConvCase("zeros", kind="zeros")
     yield ConvCase("view", view=True, seqlen=70, dim=65)
     yield ConvCase("view-reverse", view=True, seqlen=70, dim=65, reverse=True)
+    # Each side of a tile of 64 tokens and of a chunk; widths that reach over its end.
+    for seqlen in (0, 1, 2, 4, 64, 65, 130):
+        yield ConvCase(f"order-seqlen{seqlen}", seqlen=seqlen, state=True, order="random")
+    for width in (2, 3, 4):
+        case = ConvCase(f"order-width{width}", seqlen=70, width=width, order="columns")
+        yield case
+        yield replace(case, name=f"{case.name}-reverse", reverse=True, state=True, asymmetric=False)
+    yield ConvCase("order-view", view=True, seqlen=70, dim=65, order="random")
     yield ConvCase("batch0", batch=0)
     yield ConvCase("dim0", dim=0)
     yield ConvCase("layer", batch=1, seqlen=130, dim=768)
     # Several chunks, warps and slices of a CUDA grid, with a tile of 32 lanes of 4 channels and a part of one.
     yield ConvCase("long", batch=3, seqlen=300, dim=132, state=True)
     yield ConvCase("long-reverse", batch=3, seqlen=300, dim=132, width=3, reverse=True)
+    yield ConvCase("long-order", batch=3, seqlen=300, dim=132, state=True, order="random")
+    yield ConvCase("long-order-reverse", 3, 300, 132, 3, reverse=True, order="columns")
     yield ConvCase("many-sequences", batch=70, seqlen=1, dim=132, state=True)
     yield ConvCase("many-short-sequences", batch=70, seqlen=2, dim=36, width=3, state=True)
 

@@ -3,6 +3,7 @@
 #include "mambaquant/conv1d.h"
 
 #include <cmath>
+#include <numeric>
 
 #include "check.h"
 
@@ -19,6 +20,10 @@ constexpr Case kCases[] = {
     {1, 1, 1, 4, 0},   {2, 5, 7, 4, 3},     {1, 3, 16, 2, 0}, {3, 2, 17, 3, 1}, {2, 9, 33, 4, 5},
     {1, 70, 97, 4, 0}, {2, 1, 384, 4, 384}, {0, 4, 8, 4, 0},  {2, 0, 8, 4, 0},  {1, 4, 0, 4, 0}};
 
+struct Walk {
+  bool reverse = false, ordered = false;
+};
+
 struct Problem {
   Problem(const Case& shape, bool has_options)
       : c(shape),
@@ -31,7 +36,8 @@ struct Problem {
         weight_scale(c.dim),
         bias(c.dim),
         out_scale(c.dim),
-        zero_point(c.dim) {
+        zero_point(c.dim),
+        order(c.seqlen) {
     Random random(static_cast<uint64_t>(c.dim * 8 + c.width));
     fill_int8(x, random);
     fill_int8(weight, random);
@@ -41,6 +47,8 @@ struct Problem {
     fill_uniform(bias, random, -1.0f, 1.0f);
     fill_uniform(out_scale, random, 0.01f, 0.05f);
     for (int64_t i = 0; i < c.dim; ++i) zero_point[i] = random.integer(-110, -60);
+    std::iota(order.data(), order.data() + c.seqlen, 0);
+    for (int32_t i = 0; i < c.seqlen; ++i) std::swap(order[i], order[random.integer(0, i)]);
   }
 
   CausalConv1dQuantizeParams params() {
@@ -62,16 +70,22 @@ struct Problem {
     return p;
   }
 
-  // The input at a position that may lie before the sequence, in the order of the walk.
-  int32_t input(int64_t b, int64_t t, int64_t e, bool reverse) const {
-    if (t >= 0) return x[(b * c.seqlen + (reverse ? c.seqlen - 1 - t : t)) * stride + e];
+  // The token of step t.
+  int64_t token(int64_t t, Walk walk) const {
+    const int64_t step = walk.reverse ? c.seqlen - 1 - t : t;
+    return walk.ordered ? order[step] : step;
+  }
+
+  // The input of a step, which may lie before the first.
+  int32_t input(int64_t b, int64_t t, int64_t e, Walk walk) const {
+    if (t >= 0) return x[(b * c.seqlen + token(t, walk)) * stride + e];
     return full ? initial[(b * (c.width - 1) + c.width - 1 + t) * c.dim + e] : 0;
   }
 
-  double expected(int64_t b, int64_t t, int64_t e, bool reverse) const {
+  double expected(int64_t b, int64_t t, int64_t e, Walk walk) const {
     int32_t acc = 0;
     for (int64_t j = 0; j < c.width; ++j) {
-      acc += weight[j * c.dim + e] * input(b, t - c.width + 1 + j, e, reverse);
+      acc += weight[j * c.dim + e] * input(b, t - c.width + 1 + j, e, walk);
     }
     const double v = acc * static_cast<double>(x_scale[e] * weight_scale[e]) +
                      (full ? static_cast<double>(bias[e]) : 0.0);
@@ -84,26 +98,27 @@ struct Problem {
   int64_t stride;
   Buffer<int8_t> x, weight, initial;
   Buffer<float> x_scale, weight_scale, bias, out_scale;
-  Buffer<int32_t> zero_point;
+  Buffer<int32_t> zero_point, order;
 };
 
-void test_sequence(const Case& c, bool full, bool reverse, const Threads& threads) {
+void test_sequence(const Case& c, bool full, Walk walk, const Threads& threads) {
   Problem problem(c, full);
   Buffer<int8_t> q(c.batch * c.seqlen * c.dim), state(c.batch * (c.width - 1) * c.dim);
   CausalConv1dQuantizeParams p = problem.params();
   p.q = q.data();
   p.final_state = state.data();
-  p.reverse = reverse;
+  p.reverse = walk.reverse;
+  p.order = walk.ordered ? problem.order.data() : nullptr;
   CHECK(cpu::causal_conv1d_quantize(p, threads).is_ok());
   const int32_t low = full ? kQMinAsymmetric : kQMinSymmetric;
   for (int64_t b = 0; b < c.batch; ++b) {
     for (int64_t e = 0; e < c.dim; ++e) {
       for (int64_t t = 0; t < c.seqlen; ++t) {
-        const int64_t at = (b * c.seqlen + (reverse ? c.seqlen - 1 - t : t)) * c.dim + e;
-        if (!CHECK(is_within_one_step(q[at], problem.expected(b, t, e, reverse), low))) return;
+        const int64_t at = (b * c.seqlen + problem.token(t, walk)) * c.dim + e;
+        if (!CHECK(is_within_one_step(q[at], problem.expected(b, t, e, walk), low))) return;
       }
       for (int64_t j = 0; j < c.width - 1; ++j) {
-        const int32_t last = problem.input(b, c.seqlen - c.width + 1 + j, e, reverse);
+        const int32_t last = problem.input(b, c.seqlen - c.width + 1 + j, e, walk);
         if (!CHECK(state[(b * (c.width - 1) + j) * c.dim + e] == last)) return;
       }
     }
@@ -143,8 +158,9 @@ void test_conv1d() {
   for (const Case& c : kCases) {
     for (const Threads& threads : {serial(), threaded(3)}) {
       for (const bool full : {false, true}) {
-        test_sequence(c, full, false, threads);
-        test_sequence(c, full, true, threads);
+        for (const Walk walk : {Walk{}, Walk{true}, Walk{false, true}, Walk{true, true}}) {
+          test_sequence(c, full, walk, threads);
+        }
       }
       test_steps(c, threads);
     }

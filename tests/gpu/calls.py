@@ -60,7 +60,7 @@ def _pack(generator):
 
 
 def _conv(generator):
-    return ConvCase("", seqlen=70, dim=40, state=True).make(generator)
+    return ConvCase("", seqlen=70, dim=40, state=True, order="random").make(generator)
 
 
 def _conv_update(generator):

@@ -73,7 +73,7 @@ def test_updates_equal_the_full_sequence(ops, batch, dim, width, seed):
     arguments = ConvCase("", batch, 6, dim, width, state=True).make(seeded(seed))
     q, final_state = ops.causal_conv1d_quantize(**arguments)
     x, state = arguments.pop("x"), arguments.pop("initial_state")
-    del arguments["reverse"]
+    del arguments["reverse"], arguments["order"]
     for t in range(x.shape[1]):
         step = ops.causal_conv1d_update_quantize(x[:, t], state, **arguments)
         assert_equal(step, q[:, t])
@@ -87,6 +87,43 @@ def test_reverse_is_the_walk_over_the_flipped_sequence(ops, generator):
     q_flipped, state_flipped = ops.causal_conv1d_quantize(**flipped)
     assert_equal(q_flipped.flip(1), q)
     assert_equal(state_flipped, final_state)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_an_order_is_the_walk_over_the_gathered_sequence(reverse, ops, generator):
+    case = ConvCase("", seqlen=70, dim=40, state=True, reverse=reverse, order="random")
+    arguments = case.make(generator)
+    q, final_state = ops.causal_conv1d_quantize(**arguments)
+    steps = arguments["order"].long()
+    gathered = {**arguments, "x": arguments["x"][:, steps], "order": None}
+    q_gathered, state_gathered = ops.causal_conv1d_quantize(**gathered)
+    assert_equal(q[:, steps], q_gathered)
+    assert_equal(final_state, state_gathered)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_order_of_the_sequence_itself_changes_no_bit(reverse, ops, generator):
+    arguments = ConvCase("", seqlen=70, state=True, reverse=reverse).make(generator)
+    expected = ops.causal_conv1d_quantize(**arguments)
+    arguments["order"] = torch.arange(70, dtype=torch.int32)
+    for actual, wanted in zip(ops.causal_conv1d_quantize(**arguments), expected, strict=True):
+        assert_equal(actual, wanted)
+
+
+def test_tokens_outside_the_sequence_are_neither_read_nor_written(ops, generator):
+    """A GPU's order is not checked. Such a token counts as 0, and the others come out as they should."""
+    if ops.name != "cuda":
+        pytest.skip("the values of an order on the CPU are checked")
+    arguments = ConvCase("", seqlen=70, dim=40, order="random").make(generator)
+    order = arguments["order"]
+    order[[3, 20, 41, 69]] = torch.tensor([-1, 70, 2**31 - 1, -(2**31)], dtype=torch.int32)
+    is_token = (order >= 0) & (order < 70)
+    q, state = ops.causal_conv1d_quantize(**arguments)
+    gathered = arguments["x"][:, order.clamp(0, 69).long()] * is_token[:, None]
+    arguments |= {"x": gathered, "order": None}
+    expected, expected_state = ops.causal_conv1d_quantize(**arguments)
+    assert_equal(q[:, order[is_token].long()], expected[:, is_token])
+    assert_equal(state, expected_state)
 
 
 def test_causality(ops, generator):
@@ -114,6 +151,10 @@ def test_batch_and_thread_invariance(ops, generator):
         assert_equal(ops.causal_conv1d_quantize(x[b : b + 1], **arguments)[0], q[b : b + 1])
 
 
+def order(*tokens):
+    return torch.tensor(tokens, dtype=torch.int32)
+
+
 GOOD = ConvCase("", dim=6).make(seeded(1))
 BAD = [
     ({"x": GOOD["x"].float()}, TypeError, "expected x of dtype"),
@@ -139,6 +180,12 @@ BAD = [
         ValueError,
         "expected initial_state of",
     ),
+    ({"order": torch.arange(5)}, TypeError, "expected order of dtype Int, got Long"),
+    ({"order": order(0, 1, 2, 3)}, ValueError, r"expected order of shape \(seqlen,\) = \[5\]"),
+    ({"order": order(*range(10))[::2]}, ValueError, "expected order to be contiguous"),
+    ({"order": order(0, 1, 5, 6, 4)}, ValueError, "tokens from 0 to 4, got 5 at position 2"),
+    ({"order": order(0, 1, 2, -1, 4)}, ValueError, "tokens from 0 to 4, got -1 at position 3"),
+    ({"order": order(3, 1, 2, 0, 3)}, ValueError, "each token once, got 3 again at position 4"),
 ]
 
 
@@ -150,7 +197,7 @@ def test_bad_arguments_are_named(change, error, message):
 
 def update_arguments(generator):
     arguments = ConvCase("", dim=6, state=True).make(generator)
-    del arguments["reverse"]
+    del arguments["reverse"], arguments["order"]
     state = arguments.pop("initial_state")
     return {**arguments, "x": arguments["x"][:, 0].contiguous(), "conv_state": state}
 
@@ -179,7 +226,8 @@ UPDATE_ORDER = [
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_opcheck(reverse, generator):
-    arguments = {**ConvCase("", dim=6, state=True).make(generator), "reverse": reverse}
+    case = ConvCase("", dim=6, state=True, reverse=reverse, order="random" if reverse else None)
+    arguments = case.make(generator)
     torch.library.opcheck(torch.ops.mambaquant.causal_conv1d_quantize, tuple(arguments.values()))
     update = update_arguments(generator)
     torch.library.opcheck(

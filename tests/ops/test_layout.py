@@ -133,10 +133,11 @@ def gemm_call(draw, generator, name):
 def conv_call(draw, generator, name):
     sizes = draw(rows), draw(st.integers(1, 70)), draw(dims), draw(st.integers(2, 4))
     flags = (draw(st.booleans()) for _ in range(4))
-    given = ConvCase("", *sizes, *flags).make(generator)
+    order = draw(st.sampled_from([None, "random"]))
+    given = ConvCase("", *sizes, *flags, order=order).make(generator)
     if name == "causal_conv1d_quantize":
         return Call(of(name), given, ("x", "initial_state"), ("x",))
-    del given["initial_state"], given["reverse"]
+    del given["initial_state"], given["reverse"], given["order"]
     given["x"] = given["x"][:, 0]
     given["conv_state"] = inputs.int8((sizes[0], sizes[3] - 1, sizes[2]), generator)
     return Call(updating(name, "conv_state"), given, ("x", "conv_state"), ("x",))

@@ -16,11 +16,14 @@ def causal_conv1d_quantize(
     out_zero_point=None,
     initial_state=None,
     reverse=False,
+    order=None,
 ):
     """q and final_state."""
     batch, seqlen, dim = x.shape
     width = weight.shape[0]
-    walk = x.flip(1) if reverse else x
+    steps = torch.arange(seqlen) if order is None else order.long()
+    steps = steps.flip(0) if reverse else steps
+    walk = x[:, steps]
     if initial_state is None:
         initial_state = x.new_zeros(batch, width - 1, dim)
     history = torch.cat([initial_state, walk], 1)
@@ -31,5 +34,6 @@ def causal_conv1d_quantize(
     if bias is not None:
         v = v + bias
     y = (v.double() * torch.sigmoid(v.double())).float()
-    q = quantize(y, out_scale, out_zero_point, axis=1)
-    return q.flip(1) if reverse else q, history[:, seqlen:]
+    q = torch.empty_like(walk)
+    q[:, steps] = quantize(y, out_scale, out_zero_point, axis=1)
+    return q, history[:, seqlen:]

@@ -17,6 +17,7 @@ def causal_conv1d_quantize(
     initial_state: Tensor | None = None,
     *,
     reverse: bool = False,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Convolves each channel causally over time, adds the bias, applies SiLU and quantizes.
 
@@ -31,6 +32,10 @@ def causal_conv1d_quantize(
     States are in the order of the walk, oldest first: row 0 of final_state is token width - 2, its
     last row token 0.
 
+    With an order, step t of the walk meets token order[t], or order[seqlen - 1 - t] with reverse as
+    well: the taps meet the tokens of the width - 1 steps before, wherever those lie. q keeps the
+    order of x all the same, and states are again in that of the walk.
+
     Args:
         x: (batch, seqlen, dim), int8, symmetric; the last dimension is contiguous, the others may
             have any stride (a column slice of a wider buffer is fine).
@@ -42,7 +47,11 @@ def causal_conv1d_quantize(
         out_zero_point: (dim,), int32, or None for symmetric quantization.
         initial_state: (batch, width - 1, dim), int8: the tokens before x, oldest first; None for
             zeros.
-        reverse: walk time backwards.
+        reverse: walk from the last token, or the last of order, to the first.
+        order: (seqlen,), int32, a permutation of 0 ... seqlen - 1, or None for that of x. Its
+            values are checked on the CPU. On CUDA, where a check would wait for the GPU, tokens
+            outside the sequence are neither read (they count as 0) nor written, and q is undefined
+            at those that order leaves out.
 
     Returns:
         q: (batch, seqlen, dim), int8, contiguous.
@@ -50,7 +59,7 @@ def causal_conv1d_quantize(
             first, with rows of initial_state (or zeros) in front where seqlen < width - 1.
 
     Raises:
-        ValueError: a shape or layout that does not fit.
+        ValueError: a shape or layout that does not fit; an order that is no permutation.
         TypeError: a dtype other than those above.
         NotImplementedError: a width other than 2, 3, 4.
     """
@@ -64,6 +73,7 @@ def causal_conv1d_quantize(
         out_zero_point,
         initial_state,
         reverse,
+        order,
     )
 
 
@@ -114,6 +124,7 @@ def _(
     out_zero_point: Tensor | None,
     initial_state: Tensor | None,
     reverse: bool,
+    order: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     batch, _, dim = x.shape
     return x.new_empty(x.shape), x.new_empty((batch, weight.shape[0] - 1, dim))
