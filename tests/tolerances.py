@@ -43,6 +43,10 @@ MOMENT_ERROR = 2e-5
 # Rounding to a grid, in steps: a half, and the float32 roundings of x / scale, 127 steps of 6e-8 each.
 HALF_STEP = 0.5 + 4e-5
 
+# Normalised pixels against float64: x / 255, the mean and their difference are rounded to float32 at sizes up to 1
+# and divided by std, which is rounded too, as is the quotient. In units of 2^-24 (1 / std + |result|).
+NORMALISED_ROUNDINGS = 4
+
 
 def assert_orthogonal(rotation):
     """R^T R = I, computed in float64."""

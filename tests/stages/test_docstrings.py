@@ -9,9 +9,10 @@ import pytest
 import mambaquant_ext
 
 PACKAGE = Path(mambaquant_ext.__file__).parent
+FOLDERS = ("model", "calibrate", "transform", "pack", "evaluate")
 STAGES = [
-    *(PACKAGE / name for name in ("config.py", "inspection.py")),
-    *(path for name in ("model", "calibrate", "transform", "pack") for path in (PACKAGE / name).rglob("*.py")),
+    *(PACKAGE / name for name in ("config.py", "images.py", "inspection.py")),
+    *(path for name in FOLDERS for path in (PACKAGE / name).rglob("*.py")),
 ]  # fmt: skip
 # Arguments that speak for themselves: their kind is in the annotation.
 PLAIN = {"self", "cls", "changes", "dtype"}
