@@ -11,7 +11,6 @@ from torch import nn
 
 from mambaquant_ext.artifacts import (
     CheckpointError,
-    PackedHead,
     PackedModel,
     load_packed,
     save_packed,
@@ -97,10 +96,7 @@ def load(
     folder = Path(folder)
     packed = load_packed(folder, verify)
     if model is None:
-        is_language_model = packed.head is not None
-        model = (
-            _skeleton(folder, packed, packed.head) if is_language_model else _built(folder, packed)
-        )
+        model = _built(folder, packed) if packed.head is None else _skeleton(folder, packed)
     swap_(model, packed, fidelity)
     return model
 
@@ -116,11 +112,12 @@ def _built(folder: Path, packed: PackedModel) -> nn.Module:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _skeleton(folder: Path, packed: PackedModel, head: PackedHead) -> Any:
+def _skeleton(folder: Path, packed: PackedModel) -> Any:
     """The language model of config.json, without storage, checked against the packed model."""
     path = folder / "config.json"
     values = read_json(path)
-    layout, vocab = packed.blocks[0].layout, head.embedding.shape[0]
+    assert packed.head is not None
+    layout, vocab = packed.blocks[0].layout, packed.head.embedding.shape[0]
     expected = {
         "model_type": "mamba",
         "hidden_size": layout.hidden,

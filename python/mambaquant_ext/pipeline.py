@@ -150,7 +150,9 @@ class LanguageSource:
 class ModuleSource:
     """Any module that an adapter knows.
 
-    A batch is a tensor for model(batch), a mapping for model(**batch), or a sequence for model(*batch). Where the adapter can rotate the ends of one residual stream that runs through all blocks, the recipe's
+    A batch is a tensor for model(batch), a mapping for model(**batch), or a sequence for model(*batch).
+
+    Where the adapter can rotate the ends of one residual stream that runs through all blocks, the recipe's
     residual_rotation is folded into them; elsewhere each block rotates its own input online (algorithm section 7.3).
     """
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mambaquant_ext.artifacts.layout import NormKind
+from mambaquant_ext.model.reading import copied, copied_or_zeros, read_branch, read_conv
 from mambaquant_ext.model.weights import (
-    BranchWeights,
-    ConvWeights,
     LanguageModelWeights,
     MixerWeights,
     NormWeights,
@@ -87,38 +86,19 @@ def mixer_weights(mixer: nn.Module, norm: NormWeights | None) -> MixerWeights:
                 f"{type(mixer).__name__}.{name}: expected a float nn.Linear, got {type(part).__name__}"
             )
 
-    def copy(tensor: Tensor) -> Tensor:
-        return tensor.detach().to("cpu", torch.float32, copy=True)
-
-    def bias(tensor: Tensor | None, size: int) -> Tensor:
-        return torch.zeros(size) if tensor is None else copy(tensor)
-
-    dim, dt_rank = m.dt_proj.weight.shape
-    dstate = m.A_log.shape[1]
-    in_x, in_z = copy(m.in_proj.weight).split(dim)
-    in_x_bias, in_z_bias = bias(m.in_proj.bias, 2 * dim).split(dim)
-    x_dt, x_B, x_C = copy(m.x_proj.weight).split([dt_rank, dstate, dstate])
-    conv = ConvWeights(weight=copy(m.conv1d.weight)[:, 0], bias=bias(m.conv1d.bias, dim))
-    branch = BranchWeights(
-        x_dt=x_dt,
-        x_dt_bias=torch.zeros(dt_rank),
-        x_B=x_B,
-        x_C=x_C,
-        dt=copy(m.dt_proj.weight),
-        dt_bias=bias(m.dt_proj.bias, dim),
-        A=-torch.exp(copy(m.A_log)),
-        D=copy(m.D),
-    )
+    dim = m.dt_proj.weight.shape[0]
+    in_x, in_z = copied(m.in_proj.weight).split(dim)
+    in_x_bias, in_z_bias = copied_or_zeros(m.in_proj.bias, 2 * dim).split(dim)
     return MixerWeights(
         norm=norm,
         in_x=in_x,
         in_x_bias=in_x_bias,
         in_z=in_z,
         in_z_bias=in_z_bias,
-        convs=(conv,),
-        branches=(branch,),
-        out=copy(m.out_proj.weight),
-        out_bias=bias(m.out_proj.bias, m.out_proj.weight.shape[0]),
+        convs=(read_conv(m.conv1d),),
+        branches=(read_branch(m.x_proj, m.dt_proj, m.A_log, m.D),),
+        out=copied(m.out_proj.weight),
+        out_bias=copied_or_zeros(m.out_proj.bias, m.out_proj.weight.shape[0]),
         gate_scale=torch.ones(dim),
     )
 

@@ -1,7 +1,4 @@
-"""Adapters: what this package must know of a model to quantize it, registered by name.
-
-Whoever has a model of their own writes one and registers it; nothing here needs to change (docs/adapters.md).
-"""
+"""The registry of adapters, and what an adapter is."""
 
 from __future__ import annotations
 
