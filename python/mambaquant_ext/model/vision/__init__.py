@@ -2,6 +2,7 @@
 
 from mambaquant_ext.model.vision.mamba_nd import MambaND, MambaNDEncoder
 from mambaquant_ext.model.vision.mamba_nd_config import Factorization, LayerOrder, MambaNDConfig
+from mambaquant_ext.model.vision.rsmamba import PathType, RSMamba, RSMambaConfig
 from mambaquant_ext.model.vision.vim import VisionMamba
 from mambaquant_ext.model.vision.vim_config import BimambaType, FinalPool, VimConfig
 
@@ -13,6 +14,9 @@ __all__ = [
     "MambaND",
     "MambaNDConfig",
     "MambaNDEncoder",
+    "PathType",
+    "RSMamba",
+    "RSMambaConfig",
     "VimConfig",
     "VisionMamba",
 ]
