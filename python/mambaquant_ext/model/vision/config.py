@@ -29,7 +29,7 @@ class VisionConfig:
     Attributes:
         embed_dim: width of a token.
         depth: number of blocks.
-        num_classes: width of the head.
+        num_classes: width of the head; 0 only where a class says that it may have none.
         channels: of the input.
         d_state: states per inner channel.
         d_conv: taps of the causal convolution.
@@ -70,15 +70,7 @@ class VisionConfig:
             value = getattr(self, name)
             if not _accepts(kind, value):
                 self._refuse(name, _description(kind), value)
-        for name in (
-            "embed_dim",
-            "depth",
-            "num_classes",
-            "channels",
-            "d_state",
-            "d_conv",
-            "expand",
-        ):
+        for name in ("embed_dim", "depth", "channels", "d_state", "d_conv", "expand"):
             self._require_positive(name)
         if self.dt_rank != "auto":
             self._require_positive("dt_rank")

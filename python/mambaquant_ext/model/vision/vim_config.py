@@ -88,7 +88,7 @@ class VimConfig(VisionConfig):
             ValueError: a value of another type or outside its range, or a patch larger than the image.
         """
         VisionConfig.__post_init__(self)
-        for name in ("img_size", "patch_size", "stride"):
+        for name in ("num_classes", "img_size", "patch_size", "stride"):
             self._require_positive(name)
         if self.patch_size > self.img_size:
             self._refuse("patch_size", f"at most img_size = {self.img_size}", self.patch_size)
