@@ -1,0 +1,1 @@
+"""Float vision models with Mamba blocks, under the parameter names of their public checkpoints."""
