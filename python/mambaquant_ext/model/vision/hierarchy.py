@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mambaquant_ext.model.vision.feedforward import Mlp
+
 
 class PatchEmbed(str, enum.Enum):
     """How an image becomes tokens: V1 one strided conv and a LayerNorm, V2 two 3x3 convs of stride 2."""
@@ -27,50 +29,6 @@ class Downsample(str, enum.Enum):
     V1 = "v1"
     V2 = "v2"
     V3 = "v3"
-
-
-def depthwise_conv(dim: int, width: int, *, stride: int = 1, bias: bool) -> nn.Conv2d:
-    """A depthwise conv whose map keeps its size, divided by the stride and rounded up.
-
-    Args:
-        dim: channels.
-        width: taps a side, odd.
-        stride: of both axes.
-        bias: has one.
-    """
-    return nn.Conv2d(dim, dim, width, stride=stride, padding=width // 2, groups=dim, bias=bias)
-
-
-def conv_channels_last(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A conv of a channel-last map.
-
-    Args:
-        conv: of (batch, channels, height, width).
-        x: (batch, height, width, channels).
-
-    Returns:
-        (batch, height', width', channels').
-    """
-    y: Tensor = conv(x.permute(0, 3, 1, 2))
-    return y.permute(0, 2, 3, 1)
-
-
-class Mlp(nn.Module):
-    """fc2(gelu(fc1(x)))."""
-
-    def __init__(self, hidden: int, dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(hidden, dim)
-        self.fc2 = nn.Linear(dim, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The MLP's output.
-
-        Args:
-            x: (..., hidden).
-        """
-        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return y
 
 
 class VSSBlock(nn.Module):
@@ -113,7 +71,7 @@ class Permute(nn.Module):
         """The permuted tensor.
 
         Args:
-            x: as many axes as the permutation.
+            x: (...), as many axes as the permutation.
         """
         return x.permute(self.axes)
 

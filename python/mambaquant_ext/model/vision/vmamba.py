@@ -20,14 +20,13 @@ from torch.nn import functional as F
 
 from mambaquant_ext.model.vision.branches import SelectiveBranches
 from mambaquant_ext.model.vision.config_fields import FieldConfig
+from mambaquant_ext.model.vision.feedforward import conv_channels_last, depthwise_conv
 from mambaquant_ext.model.vision.hierarchy import (
     Classifier,
     Downsample,
     PatchEmbed,
     VSSBlock,
     check_images,
-    conv_channels_last,
-    depthwise_conv,
     make_patch_embed,
     make_stages,
 )
