@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from mambaquant_ext.model.vision.msvmamba import (
     COARSE,
-    FINE,
     PRESETS,
     MSVMamba,
     MSVMambaConfig,
@@ -147,14 +146,14 @@ def test_mixer_equals_plain_loops():
     assert coarse.shape == (8, 3, 2)
 
     fine = fine.flatten(1).T
-    y = oracles.branch_scan(fine, range(20), *oracles.branch_weights(op, FINE))
+    y = oracles.branch_scan(fine, range(20), *oracles.branch_weights(op, 1))
     y = layer_norm(y, op.out_norm).view(5, 4, 8)
 
     # Three copies of the coarse map, one after the other: a walk through all of them carries its state on.
     order = coarse_order(3, 2)
     copies = torch.cat([coarse.flatten(1).T] * 3)
     walk = [token + 6 * (step // 6) for step, token in enumerate(order)]
-    scanned = oracles.branch_scan(copies, walk, *oracles.branch_weights(op, COARSE))
+    scanned = oracles.branch_scan(copies, walk, *oracles.branch_weights(op, 0))
     summed = layer_norm(scanned, op.out_norm).view(3, 3, 2, 8).sum(0)
     rows, columns = triangle_weights(3, 5), triangle_weights(2, 4)
     y = y + torch.einsum("ih,jw,hwd->ijd", rows, columns, summed)
