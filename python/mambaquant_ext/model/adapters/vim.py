@@ -73,13 +73,14 @@ class VimAdapter(Adapter):
         return VisionMamba(VimConfig.from_dict(config))
 
 
-def vim_block_weights(block: VimBlock, class_token: int | None) -> MixerWeights:
+def vim_block_weights(block: nn.Module, class_token: int | None) -> MixerWeights:
     """The weights of a block.
 
     Args:
         block: float.
         class_token: its position, or None.
     """
+    assert isinstance(block, VimBlock)
     mixer = block.mixer
     weights = mixer_weights(mixer, norm_weights(block.norm)).replace(class_token=class_token)
     if mixer.bimamba_type is BimambaType.NONE:
