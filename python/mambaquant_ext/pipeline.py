@@ -44,19 +44,22 @@ def no_progress(_stage: str, _done: int, _total: int) -> None:
     """The callback that reports nothing."""
 
 
-def folded(layers: Sequence[MixerWeights], recipe: Recipe) -> tuple[MixerWeights, ...]:
+def folded(
+    layers: Sequence[MixerWeights], recipe: Recipe, dtype: torch.dtype = torch.float32
+) -> tuple[MixerWeights, ...]:
     """Blocks with their norms folded, if the recipe's transforms expect that.
 
     Args:
         layers: float32.
         recipe: which transforms.
+        dtype: of the result.
 
     Returns:
-        float32, folded in float64.
+        Folded in float64.
     """
     if not needs_folded_norms(recipe):
-        return tuple(layers)
-    return tuple(fold_norm(layer.to(torch.float64)).to(torch.float32) for layer in layers)
+        return tuple(layer.to(dtype) for layer in layers)
+    return tuple(fold_norm(layer.to(torch.float64)).to(dtype) for layer in layers)
 
 
 def provenance_of(batches: Sequence[Any], seed: int | None) -> dict[str, Any]:
@@ -177,26 +180,34 @@ class ModuleSource:
         """See Source."""
         return ModuleRun(self.model, self.sites, folded(self.layers, recipe), None)
 
-    def transformed_run(self, moments: MomentStats, recipe: Recipe) -> ModuleRun:
-        """See Source."""
-        surroundings = copy.deepcopy(self.model).float()
+    def transformed_run(
+        self, moments: MomentStats, recipe: Recipe, dtype: torch.dtype = torch.float32
+    ) -> ModuleRun:
+        """See Source.
+
+        Args:
+            moments: of the folded model.
+            recipe: which transforms.
+            dtype: of the result; float64 shows that it is the same function.
+        """
+        surroundings = copy.deepcopy(self.model).double()
         rotations = self._rotate(surroundings, moments, recipe)
-        layers = transform_layers(folded(self.layers, recipe), moments, recipe, rotations)
+        layers = folded(self.layers, recipe, torch.float64)
+        layers = transform_layers(layers, moments, recipe, rotations, dtype)
         head = self.adapter.head if recipe.quantize_head else None
-        return ModuleRun(surroundings, self.sites, layers, head)
+        return ModuleRun(surroundings.to(dtype), self.sites, layers, head)
 
     def _rotate(
         self, surroundings: nn.Module, moments: MomentStats, recipe: Recipe
     ) -> list[StreamRotation]:
-        """R1 of every block; what surrounds the blocks is rotated in place where the stream is."""
+        """R1 of every block; what surrounds the blocks, float64, is rotated in place where the stream is."""
         if recipe.residual_rotation is Rotation.NONE:
             return [StreamRotation()] * len(self.sites)
         if not self.adapter.rotates_stream(surroundings):
             return [StreamRotation(is_local=True)] * len(self.sites)
         matrix = stream_rotation(moments, recipe)
         assert matrix is not None
-        self.adapter.rotate_ends(surroundings.double(), matrix)
-        surroundings.float()
+        self.adapter.rotate_ends(surroundings, matrix)
         return [
             StreamRotation(matrix, stream=self.adapter.stream_behind(surroundings, index))
             for index in range(len(self.sites))
