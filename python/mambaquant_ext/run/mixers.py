@@ -150,7 +150,7 @@ class IntegerMixer:
     ) -> tuple[Tensor, MixerState | None]:
         """Residual stream (batch, seqlen, hidden) in and out, float32; see QuantMambaBlock."""
         batch, seqlen, _ = hidden_states.shape
-        rows = hidden_states.reshape(batch * seqlen, self.layout.hidden)
+        rows = hidden_states.reshape(batch * seqlen, self.layout.hidden).contiguous()
         q, skip = self.entry(rows)
         xz = self.in_proj.requantize(q, self.packed.in_scale, self.packed.xz_scale)
         xz = xz.unflatten(0, (batch, seqlen))
