@@ -7,6 +7,7 @@ do. So tokens stay where they are, row-major over their grid, and a route says i
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -59,14 +60,18 @@ def axes_order(grid: Grid, *axes: int) -> Tensor:
 
 @register_order("shuffle")
 def shuffle_order(grid: Grid, seed: int) -> Tensor:
-    """A fixed random permutation.
+    """A fixed random permutation: tokens sorted by the numbers that Python's generator gives them.
+
+    A checkpoint holds the seed alone. Python promises the numbers of random() in all of its versions; torch makes
+    no such promise for its generators.
 
     Args:
         grid: only its number of tokens counts.
         seed: of the permutation.
     """
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(math.prod(grid), generator=generator)
+    generator = random.Random(seed)
+    keys = [generator.random() for _ in range(math.prod(grid))]
+    return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), device="cpu")
 
 
 def _image_order(name: str, order: Callable[[int, int], Tensor]) -> None:
