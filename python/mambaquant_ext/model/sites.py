@@ -183,8 +183,5 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
         module: new.
     """
     parent, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(parent)
-    if isinstance(owner, (nn.Sequential, nn.ModuleList)):
-        owner[int(leaf)] = module
-    else:
-        setattr(owner, leaf, module)
+    # Lists and sequences of modules, too, keep them by name.
+    setattr(model.get_submodule(parent), leaf, module)
