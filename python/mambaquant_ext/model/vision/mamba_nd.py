@@ -63,21 +63,21 @@ class MambaNDBlock(nn.Module):
         self.order = config.layer_order(index)
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_epsilon)
         self.mixer = MambaMixer(config.mixer_sizes)
-        merges = index in config.downsample
-        self.down_sample_layer = PatchMerging(config.embed_dim) if merges else None
+        if index in config.downsample:
+            # No part of the block: only in the public checkpoints is its place here. The trunk calls it.
+            self.down_sample_layer = PatchMerging(config.embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """n + mixer(n), n = norm(x), along the walks of this layer; then the merging, if there is one.
+        """n + mixer(n), n = norm(x), along the walks of this layer.
 
         Args:
             x: (batch, tokens, embed_dim), in storage order.
 
         Returns:
-            (batch, tokens, embed_dim), in storage order; a fourth of the tokens after merging.
+            (batch, tokens, embed_dim), in storage order.
         """
         normed = self.norm(self.order.unravel(x, self.grid))
-        x = self.order.ravel(normed + self.mixer(normed), self.grid)
-        return x if self.down_sample_layer is None else self.down_sample_layer(x, self.grid)
+        return self.order.ravel(normed + self.mixer(normed), self.grid)
 
 
 class MambaNDTrunk(nn.Module):
@@ -117,6 +117,22 @@ class MambaNDTrunk(nn.Module):
         tokens: Tensor = self.patch_embed(images)
         return tokens + self.pos_embed
 
+    def step(self, index: int, x: Tensor) -> Tensor:
+        """A layer, and the merging behind it if there is one.
+
+        Args:
+            index: of the layer.
+            x: (batch, tokens, embed_dim), in storage order.
+
+        Returns:
+            (batch, tokens, embed_dim), in storage order; a fourth of the tokens after merging.
+        """
+        layer = self.layers[index]
+        x = layer(x)
+        if index in self.config.downsample:
+            x = layer.get_submodule("down_sample_layer")(x, self.config.layer_grid(index))
+        return x
+
 
 class MambaNDBackbone(MambaNDTrunk):
     """A classifier without its head."""
@@ -142,8 +158,8 @@ class MambaNDBackbone(MambaNDTrunk):
             (batch, embed_dim).
         """
         x = self.embed(images)
-        for layer in self.layers:
-            x = layer(x)
+        for index in range(self.config.depth):
+            x = self.step(index, x)
         x = x if self.ln1 is None else self.ln1(x)
         pooled = x.mean(1)
         return pooled if self.ln2 is None else self.ln2(pooled)
@@ -215,8 +231,8 @@ class MambaNDEncoder(MambaNDTrunk):
             One (batch, embed_dim, *grid) for each of out_indices.
         """
         x, maps = self.embed(images), []
-        for index, layer in enumerate(self.layers[: self.config.out_indices[-1] + 1]):
-            x = layer(x)
+        for index in range(self.config.out_indices[-1] + 1):
+            x = self.step(index, x)
             if index in self.config.out_indices:
                 grid = self.config.layer_grid(index + 1)
                 maps.append(x.transpose(1, 2).unflatten(2, grid))
