@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from mambaquant_ext.model.vision import PathType, RSMamba, RSMambaConfig
-from mambaquant_ext.model.vision.rsmamba import RSMAMBA_B, RSMAMBA_H, RSMAMBA_L, RSMambaBackbone
+from mambaquant_ext.model.vision.rsmamba import (
+    RSMAMBA_B,
+    RSMAMBA_H,
+    RSMAMBA_L,
+    RSMambaBackbone,
+    merged,
+)
 from reference import vision as reference
 from stages.vision.float_models import (
     mixer_shapes,
@@ -136,10 +142,10 @@ def test_the_weights_of_the_paths_sum_to_one(word, generator):
     backbone = random_model(RSMambaBackbone, small(path_type=PathType(word)))
     same = torch.randn(2, 16, 12, generator=generator, dtype=torch.float64)
     paths = PATHS[word][0]
-    assert_relative(backbone.merge(0, (same,) * paths), same)
+    assert_relative(merged((same,) * paths, backbone.gate_layers[0]), same)
     different = torch.randn(paths, 2, 16, 12, generator=generator, dtype=torch.float64)
-    merged = backbone.merge(0, tuple(different))
-    assert (merged - different.mean(0)).abs().max() > 0.01
+    weighted = merged(tuple(different), backbone.gate_layers[0])
+    assert (weighted - different.mean(0)).abs().max() > 0.01
 
 
 def test_a_layer_without_memory_gives_the_same_along_every_path(generator):
@@ -148,7 +154,7 @@ def test_a_layer_without_memory_gives_the_same_along_every_path(generator):
     for layer in backbone.layers:
         layer.A_log.fill_(30.0)
     x = torch.randn(2, 16, 12, generator=generator, dtype=torch.float64)
-    forward, reverse, shuffled = backbone.walk(1, x)
+    forward, reverse, shuffled = backbone.layers[1].walk(x)
     assert_relative(reverse, forward)
     assert_relative(shuffled, forward)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mambaquant_ext.model.vision.config import VisionConfig
 from mambaquant_ext.model.vision.mixer import MambaMixer
 from mambaquant_ext.model.vision.patch_embed import PatchEmbed
+from mambaquant_ext.routes import TokenOrder
 
 
 class PathType(str, enum.Enum):
@@ -84,23 +85,90 @@ class RSMambaConfig(VisionConfig):
     def permutation(self, index: int) -> Tensor:
         """The shuffled path of a layer.
 
-        Torch does not promise the same numbers for a seed in all of its versions: what is stored with a model is
-        this tensor, not the seed.
-
         Args:
             index: of the layer.
 
         Returns:
             (num_patches,), int64, on the CPU: the token at each step.
         """
-        generator = torch.Generator().manual_seed(self.shuffle_seed + index)
-        return torch.randperm(self.num_patches, generator=generator, device="cpu")
+        return self.shuffle(index).indices((self.num_patches,))
+
+    def shuffle(self, index: int) -> TokenOrder:
+        """The order behind permutation(index).
+
+        Args:
+            index: of the layer.
+        """
+        return TokenOrder("shuffle", (self.shuffle_seed + index,))
 
 
 # The heads of the UC Merced models; those of AID have 30 classes, those of NWPU-RESISC45 have 45.
 RSMAMBA_B = RSMambaConfig(embed_dim=192, depth=24, num_classes=21)
 RSMAMBA_L = RSMambaConfig(embed_dim=256, depth=36, num_classes=21)
 RSMAMBA_H = RSMambaConfig(embed_dim=320, depth=48, num_classes=21)
+
+
+class RSMambaLayer(MambaMixer):
+    """One mixer along several walks, and the merge of what they give."""
+
+    def __init__(self, config: RSMambaConfig, index: int) -> None:
+        """Weights as at the start of training.
+
+        Args:
+            config: of the model.
+            index: of the layer.
+        """
+        super().__init__(config.mixer_sizes)
+        self.config, self.index = config, index
+
+    def walk(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The mixer along each of its paths, back in storage order.
+
+        Args:
+            x: (batch, seqlen, hidden), normalised.
+
+        Returns:
+            One (batch, seqlen, hidden) a path: forward, reverse, shuffled.
+        """
+        mix, paths = super().forward, self.config.path_type.paths
+        outs = [mix(x)]
+        if paths > 1:
+            outs.append(mix(x.flip(1)).flip(1))
+        if paths > 2:
+            order = self.config.permutation(self.index).to(x.device)
+            outs.append(mix(x[:, order])[:, torch.argsort(order)])
+        return tuple(outs)
+
+    def forward(self, x: Tensor, gate: nn.Module | None = None) -> Tensor:
+        """Walks and merges.
+
+        Args:
+            x: (batch, seqlen, hidden), normalised.
+            gate: as `merged`.
+
+        Returns:
+            (batch, seqlen, hidden).
+        """
+        return merged(self.walk(x), gate)
+
+
+def merged(outs: tuple[Tensor, ...], gate: nn.Module | None) -> Tensor:
+    """The mean of the paths, or their sum weighted by a gate.
+
+    The gate sees the mean over the tokens of each path and is one weight a path and sample.
+
+    Args:
+        outs: one (batch, seqlen, hidden) a path.
+        gate: (batch, paths * hidden) -> (batch, paths), or None for the mean.
+
+    Returns:
+        (batch, seqlen, hidden).
+    """
+    stacked = torch.stack(outs, 1)
+    if gate is None:
+        return stacked.mean(1)
+    shares: Tensor = gate(torch.cat([out.mean(1) for out in outs], -1))
+    return (shares[:, :, None, None] * stacked).sum(1)
 
 
 class RSMambaBackbone(nn.Module):
@@ -119,7 +187,7 @@ class RSMambaBackbone(nn.Module):
         self.patch_embed = PatchEmbed(config.channels, width, patch, stride, bias=False)
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, config.num_patches, width))
         self.pre_norm = nn.LayerNorm(width, eps=config.norm_epsilon)
-        self.layers = nn.ModuleList(MambaMixer(config.mixer_sizes) for _ in range(config.depth))
+        self.layers = nn.ModuleList(RSMambaLayer(config, index) for index in range(config.depth))
         self.gate_layers = nn.ModuleList(
             nn.Sequential(nn.Linear(paths * width, paths, bias=False), nn.Softmax(dim=-1))
             for _ in range(config.depth if config.path_type.is_gated else 0)
@@ -147,43 +215,6 @@ class RSMambaBackbone(nn.Module):
         tokens: Tensor = self.patch_embed(images)
         return tokens + self.pos_embed
 
-    def walk(self, index: int, x: Tensor) -> tuple[Tensor, ...]:
-        """A layer's mixer along each of its paths, back in storage order.
-
-        Args:
-            index: of the layer.
-            x: (batch, seqlen, hidden), normalised.
-
-        Returns:
-            One (batch, seqlen, hidden) a path: forward, reverse, shuffled.
-        """
-        layer, paths = self.layers[index], self.config.path_type.paths
-        outs = [layer(x)]
-        if paths > 1:
-            outs.append(layer(x.flip(1)).flip(1))
-        if paths > 2:
-            order = self.config.permutation(index).to(x.device)
-            outs.append(layer(x[:, order])[:, torch.argsort(order)])
-        return tuple(outs)
-
-    def merge(self, index: int, outs: tuple[Tensor, ...]) -> Tensor:
-        """The mean of the paths, or their sum weighted by the layer's gate.
-
-        The gate sees the mean over the tokens of each path and is one weight a path and sample.
-
-        Args:
-            index: of the layer.
-            outs: one (batch, seqlen, hidden) a path.
-
-        Returns:
-            (batch, seqlen, hidden).
-        """
-        stacked = torch.stack(outs, 1)
-        if not self.config.path_type.is_gated:
-            return stacked.mean(1)
-        gate: Tensor = self.gate_layers[index](torch.cat([out.mean(1) for out in outs], -1))
-        return (gate[:, :, None, None] * stacked).sum(1)
-
     def forward(self, images: Tensor) -> Tensor:
         """The norm of the mean over the tokens.
 
@@ -196,7 +227,8 @@ class RSMambaBackbone(nn.Module):
         x = self.embed(images)
         for index in range(self.config.depth):
             # All layers share one norm.
-            x = x + self.merge(index, self.walk(index, self.pre_norm(x)))
+            gate = self.gate_layers[index] if self.config.path_type.is_gated else None
+            x = x + self.layers[index](self.pre_norm(x), gate)
         x = x if self.ln1 is None else self.ln1(x)
         pooled: Tensor = self.ln2(x.mean(1))
         return pooled
