@@ -105,7 +105,8 @@ class BlockSite:
     Attributes:
         name: of the module that a quantized block replaces, as in named_modules().
         contract: how that module is called.
-        weights: reads the block's float32 weights; nothing shares storage with the model.
+        weights: reads the block's weights, float32, or float64 where they are products of such; nothing shares
+            storage with the model.
         keeps: names of the module's children that are no part of the block and stay where they are.
     """
 

@@ -3,6 +3,11 @@
 Whoever has a model of their own writes one and registers it; nothing here needs to change (docs/adapters.md).
 """
 
+from mambaquant_ext.model.adapters.mamba_nd import (
+    MambaNDEncoderAdapter,
+    MambaNDImageAdapter,
+    MambaNDVideoAdapter,
+)
 from mambaquant_ext.model.adapters.registry import (
     Adapter,
     adapter,
@@ -11,6 +16,7 @@ from mambaquant_ext.model.adapters.registry import (
     adapter_of_config,
     register_adapter,
 )
+from mambaquant_ext.model.adapters.rsmamba import RSMambaAdapter
 from mambaquant_ext.model.adapters.vim import VimAdapter
 
 __all__ = [
@@ -23,3 +29,7 @@ __all__ = [
 ]
 
 register_adapter(VimAdapter())
+register_adapter(MambaNDImageAdapter())
+register_adapter(MambaNDVideoAdapter())
+register_adapter(MambaNDEncoderAdapter())
+register_adapter(RSMambaAdapter())
