@@ -16,7 +16,9 @@ TITLES = {
 
 
 def plot_transforms(rows: list[SiteStatistics], path: Path) -> None:
-    """One column a tensor, one line a layer: variance spread above, max / rms below, step by step.
+    """One column a tensor, one line a branch of a layer: variance spread above, max / rms below, step by step.
+
+    Lines of a layer have one color; those of the branches behind its first are dashed.
 
     Args:
         rows: from inspect_transforms.
@@ -38,13 +40,15 @@ def plot_transforms(rows: list[SiteStatistics], path: Path) -> None:
         axes[0][column].set_title(title)
         for line, field in enumerate(("variance_spread", "max_over_rms")):
             axis = axes[line][column]
-            for layer in sorted({row.layer for row in rows}):
-                own = [row for row in rows if row.site == site and row.layer == layer]
+            for layer, branch in _curves(rows, site):
+                own = [row for row in rows if (row.layer, row.site) == (layer, site + branch)]
                 axis.plot(
                     [row.step for row in own],
                     [getattr(row, field) for row in own],
                     marker="o",
-                    label=f"layer {layer}",
+                    color=f"C{layer}",
+                    linestyle="dashed" if branch not in ("", ".0") else "solid",
+                    label=f"layer {layer}{branch}",
                 )
             axis.set_yscale("log")
             axis.grid(True, which="both", alpha=0.25)
@@ -54,3 +58,11 @@ def plot_transforms(rows: list[SiteStatistics], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def _curves(rows: list[SiteStatistics], site: str) -> list[tuple[int, str]]:
+    """Layers that have the tensor, each with ".0", ".1" ... for its branches, "" where it is one for all."""
+    own = {
+        (row.layer, row.site.removeprefix(site)) for row in rows if row.site.split(".")[0] == site
+    }
+    return sorted(own)
