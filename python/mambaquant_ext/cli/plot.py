@@ -42,19 +42,21 @@ def plot_transforms(rows: list[SiteStatistics], path: Path) -> None:
             axis = axes[line][column]
             for layer, branch in _curves(rows, site):
                 own = [row for row in rows if (row.layer, row.site) == (layer, site + branch)]
+                is_first = branch in ("", ".0")
                 axis.plot(
                     [row.step for row in own],
                     [getattr(row, field) for row in own],
                     marker="o",
                     color=f"C{layer}",
-                    linestyle="dashed" if branch not in ("", ".0") else "solid",
-                    label=f"layer {layer}{branch}",
+                    linestyle="solid" if is_first else "dashed",
+                    label=f"layer {layer}" if is_first else None,
                 )
             axis.set_yscale("log")
             axis.grid(True, which="both", alpha=0.25)
             if column == 0:
                 axis.set_ylabel("channel variance, max / median" if line == 0 else "max / rms")
-    axes[0][-1].legend(fontsize="small")
+    has_branches = any("." in row.site for row in rows)
+    axes[0][-1].legend(fontsize="small", title="dashed: further branches" if has_branches else None)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
