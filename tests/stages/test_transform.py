@@ -560,6 +560,17 @@ def test_transforms_in_the_wrong_order_are_refused():
         rotate_residual_ends(models.model(models.REAL), torch.eye(48, dtype=torch.float64))
 
 
+def test_a_block_whose_state_is_rotated_is_not_smoothed():
+    """S4 divides states one by one: behind a rotation they are no longer what the scales were made for."""
+    model = models.model(models.REAL)
+    moments = moments_of(model, models.batches(models.REAL)).layers[0]
+    layer = rotate_state(model.layers[0])
+    recipe = UNTRANSFORMED.replace(smooth_state=True)
+    with pytest.raises(ValueError, match=r"smooth_state: expected a block whose state axis is not"):
+        transform_layer(layer, moments, recipe)
+    transform_layer(layer, moments, UNTRANSFORMED)
+
+
 def test_a_model_whose_norms_are_not_folded_is_refused():
     model = models.model(models.REAL)
     stats = moments_of(model, models.batches(models.REAL))
@@ -624,6 +635,13 @@ def test_r5_widens_a_dt_without_a_matrix_by_zeros(kind, dt_rank, widened):
         square = seen_branch.dt_moment.diagonal()
         is_level = float(square.max() / square.min()) - 1 < EQUAL_MEAN_SQUARES
         assert is_level == (kind is Rotation.KLT)
+
+
+def test_a_dt_rank_beyond_every_matrix_names_the_nearest(monkeypatch):
+    monkeypatch.setattr(apply, "supported_hadamard_sizes", lambda: (1, 2, 4, 8))
+    recipe = UNTRANSFORMED.replace(dt_rotation=Rotation.HADAMARD)
+    with pytest.raises(ValueError, match=r"8.*12"):
+        transformed(models.Geometry("", dt_rank=11), recipe)
 
 
 def test_smoothing_scales_are_clamped_and_dead_channels_have_one():

@@ -136,9 +136,11 @@ def transform_layer(
         The block, float64, in the rotated basis at both ends if the stream is rotated.
 
     Raises:
-        ValueError: too little calibration data for a KLT, a width without a Hadamard matrix, or a rotation of a
-            block whose norm is not folded.
+        ValueError: too little calibration data for a KLT, a width without a Hadamard matrix, a rotation of a block
+            whose norm is not folded, or smoothing of a state that is rotated already.
     """
+    if recipe.smooth_state and layer.has_state_rotation:
+        raise ValueError("smooth_state: expected a block whose state axis is not rotated yet")
     if recipe.smooth_in and layer.norm is not None:
         parts = [layer.in_x] if layer.in_z is None else [layer.in_x, layer.in_z]
         columns = torch.cat(parts).abs().amax(0)
@@ -186,7 +188,8 @@ def _transform_branch(
     if recipe.dt_rotation is Rotation.NONE:
         return branch
     # A rank without a Hadamard matrix is widened by zeros: rows that cost little, and no other transform exists.
-    rank = next(size for size in supported_hadamard_sizes() if size >= branch.dt_rank)
+    sizes = supported_hadamard_sizes()
+    rank = next((size for size in sizes if size >= branch.dt_rank), branch.dt_rank)
     padded = torch.zeros(rank, rank, dtype=torch.float64)
     padded[: branch.dt_rank, : branch.dt_rank] = moment
     rotation = _rotation(recipe.dt_rotation, padded, moments.samples)
