@@ -7,12 +7,16 @@ from types import SimpleNamespace
 import torch
 
 from mambaquant_ext.model import (
+    FORWARD,
     BranchWeights,
     ConvWeights,
     LanguageModelWeights,
+    Merge,
     MixerWeights,
     NormKind,
     NormWeights,
+    ScanRoute,
+    Skip,
 )
 from reference import mamba as reference
 
@@ -87,6 +91,30 @@ def mixer_weights(sizes, generator):
         out=linear(hidden, dim) * spread(generator, dim, 0.7),
         out_bias=normal(hidden, gain=0.1),
         gate_scale=torch.ones(dim, dtype=torch.float64),
+    )
+
+
+def many_parts(generator):
+    """A block in which every part that may be absent is there, (batch, seqlen, 16) in and out."""
+    sizes = Geometry("", hidden=16, dim=24, dstate=4, dt_rank=2, width=3)
+    first, second = (mixer_weights(sizes, generator).to(torch.float32) for _ in range(2))
+    return first.replace(
+        convs=(*first.convs, *second.convs),
+        branches=(*first.branches, second.branches[0].replace(conv=1)),
+        routes=(FORWARD, ScanRoute(reverse=True, branch=1)),
+        merge=Merge.GATED,
+        merge_in=torch.randn(2, 16, generator=generator),
+        merge_out=torch.randn(2, 2, 24, generator=generator),
+        out_norm=NormWeights(
+            kind=NormKind.LAYER,
+            weight=torch.rand(24, generator=generator) + 0.5,
+            bias=torch.randn(24, generator=generator),
+            eps=1e-5,
+        ),
+        skip=Skip.NORMALISED,
+        skip_weight=torch.randn(16, generator=generator),
+        skip_bias=torch.randn(16, generator=generator),
+        class_token=4,
     )
 
 
