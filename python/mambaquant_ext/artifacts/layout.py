@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 
 import torch
@@ -167,7 +168,8 @@ class BlockLayout:
         """Checks that the parts fit together.
 
         Raises:
-            ValueError: sizes below 1, an index of a part that is not there, or channels outside x.
+            ValueError: a number outside its range, an index of a part that is not there, a branch without a
+                route, or branches that do not make up x.
         """
         for name, size in (("hidden", self.hidden), ("dim", self.dim)):
             _check(size >= 1, name, "at least 1", size)
@@ -185,13 +187,21 @@ class BlockLayout:
         for route in self.routes:
             inside = 0 <= route.branch < len(self.branches)
             _check(inside, "routes.branch", f"below {len(self.branches)}", route.branch)
-        scanned = {self.branches[route.branch].first_channel for route in self.routes}
-        covered = sum(
-            next(b.dim for b in self.branches if b.first_channel == first) for first in scanned
-        )
-        _check(covered == self.dim, "branches", f"{self.dim} channels scanned", covered)
+        unused = set(range(len(self.branches))) - {route.branch for route in self.routes}
+        _check(not unused, "routes", f"one for each of {len(self.branches)} branches", self.routes)
+        self._check_heads()
+        threshold, token = self.merge_threshold, self.class_token
+        _check(math.isfinite(threshold), "merge_threshold", "a finite number", threshold)
+        _check(token is None or token >= 0, "class_token", "at least 0 or None", token)
         for name in ("weight_bits", "activation_bits", "gate_bits"):
             _check(2 <= getattr(self, name) <= 8, name, "2 to 8", getattr(self, name))
+
+    def _check_heads(self) -> None:
+        """Branches of the same first channel are merged: equally wide, and side by side they make up x."""
+        heads = sorted({(branch.first_channel, branch.dim) for branch in self.branches})
+        ends = [0, *(first + dim for first, dim in heads)]
+        fits = [first for first, _ in heads] == ends[:-1] and ends[-1] == self.dim
+        _check(fits, "branches", f"channels that make up 0 to {self.dim}", heads)
 
     def _check_branch(self, branch: BranchLayout) -> None:
         for name in ("dim", "dstate", "dt_rank"):
