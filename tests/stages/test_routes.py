@@ -149,7 +149,7 @@ def test_a_reverse_walk_is_the_walk_from_its_end(name, grid):
 
 
 def test_forward_is_the_stored_order_first_to_last_whatever_the_branch():
-    assert FORWARD == ScanRoute()
+    assert ScanRoute() == FORWARD
     assert FORWARD.is_forward
     assert ScanRoute(branch=3).is_forward
     assert not ScanRoute(reverse=True).is_forward
