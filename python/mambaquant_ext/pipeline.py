@@ -198,7 +198,7 @@ class ModuleSource:
         self.adapter.rotate_ends(surroundings.double(), matrix)
         surroundings.float()
         return [
-            StreamRotation(matrix, centers_output=self.adapter.centers_output(surroundings, index))
+            StreamRotation(matrix, stream=self.adapter.stream_behind(surroundings, index))
             for index in range(len(self.sites))
         ]
 
@@ -209,7 +209,6 @@ class ModuleSource:
         assert isinstance(run, ModuleRun)
         names = tuple(site.name for site in self.sites)
         head = None if ranges.head is None else self.adapter.head
-        inside = tuple(f"{name}." for name in (*names, *([] if head is None else [head])))
         return PackedModel(
             adapter=self.adapter.name,
             names=names,
@@ -217,7 +216,7 @@ class ModuleSource:
             surroundings={
                 name: tensor.detach().clone()
                 for name, tensor in run.model.state_dict().items()
-                if not name.startswith(inside)
+                if head is None or not name.startswith(f"{head}.")
             },
             linear_name=head,
             linear=None if head is None else _packed_linear(run.model, head, ranges, recipe),

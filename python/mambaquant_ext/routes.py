@@ -14,6 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from mambaquant_ext import orders
+
 # (height, width) of an image, (depth, height, width) of a volume, (seqlen,) of a sequence.
 Grid = tuple[int, ...]
 OrderFunction = Callable[..., Tensor]
@@ -25,7 +27,7 @@ def register_order(name: str) -> Callable[[OrderFunction], OrderFunction]:
     """Makes a function an order that routes can name.
 
     The decorated function takes a grid and the order's arguments, integers, and returns the row-major index of each
-    step's token: (tokens,), int64, a permutation.
+    step's token: (tokens,), any integer dtype, a permutation.
 
     Args:
         name: in TokenOrder and in checkpoints.
@@ -51,20 +53,8 @@ def storage_order(grid: Grid) -> Tensor:
 
 @register_order("axes")
 def axes_order(grid: Grid, *axes: int) -> Tensor:
-    """Row-major over the grid with its axes permuted: (1, 0) walks an image column by column.
-
-    Args:
-        grid: of any number of axes.
-        axes: a permutation of them, outermost first.
-
-    Raises:
-        ValueError: not a permutation of the grid's axes.
-    """
-    if sorted(axes) != list(range(len(grid))):
-        raise ValueError(
-            f"axes order: expected a permutation of the {len(grid)} axes of grid {grid}, got {axes}"
-        )
-    return torch.arange(math.prod(grid)).view(grid).permute(axes).flatten()
+    """Row-major over the grid with its axes permuted: (1, 0) walks an image column by column."""
+    return orders.along_axes(grid, axes)
 
 
 @register_order("shuffle")
@@ -77,6 +67,25 @@ def shuffle_order(grid: Grid, seed: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(math.prod(grid), generator=generator)
+
+
+def _image_order(name: str, order: Callable[[int, int], Tensor]) -> None:
+    """Registers a walk over (height, width)."""
+
+    def on_grid(grid: Grid) -> Tensor:
+        if len(grid) != 2:
+            raise ValueError(f"{name} order: expected a grid (height, width), got {grid}")
+        return order(*grid)
+
+    register_order(name)(on_grid)
+
+
+_image_order("snake_rows", orders.snake_rows)
+_image_order("snake_columns", orders.snake_columns)
+_image_order("diagonal", orders.diagonal)
+_image_order("spiral", orders.spiral)
+_image_order("diagonal_mirrored", lambda h, w: orders.mirror_columns(orders.diagonal(h, w), w))
+_image_order("spiral_mirrored", lambda h, w: orders.mirror_rows(orders.spiral(h, w), w))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +124,7 @@ class TokenOrder:
         Raises:
             ValueError: an order that does not fit the grid, or a registered function that gives no permutation.
         """
-        indices = _ORDERS[self.name](grid, *self.arguments)
+        indices = _ORDERS[self.name](grid, *self.arguments).long()
         tokens = math.prod(grid)
         if indices.shape != (tokens,) or not torch.equal(
             indices.sort().values, torch.arange(tokens)
@@ -135,11 +144,13 @@ class ScanRoute:
         order: which token each step meets.
         reverse: walk from the last step to the first.
         branch: index of the block's weights that scan along this route.
+        continues: start from the state in which the route before ended, instead of zeros.
     """
 
     order: TokenOrder = TokenOrder()
     reverse: bool = False
     branch: int = 0
+    continues: bool = False
 
     @property
     def is_forward(self) -> bool:

@@ -94,27 +94,35 @@ def mixer_weights(sizes, generator):
     )
 
 
-def many_parts(generator):
-    """A block in which every part that may be absent is there, (batch, seqlen, 16) in and out."""
+def many_parts(generator, merge=Merge.GATED):
+    """A block of two convolutions and two branches, with every part that may be absent and that its merge allows.
+
+    (batch, tokens, 16) in and out; with Merge.GATED no norm and no excitation behind the scans.
+    """
     sizes = Geometry("", hidden=16, dim=24, dstate=4, dt_rank=2, width=3)
     first, second = (mixer_weights(sizes, generator).to(torch.float32) for _ in range(2))
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    ends = {"merge_gate": normal(2, 2, 24)}
+    if merge is not Merge.GATED:
+        weight, bias = torch.rand(24, generator=generator) + 0.5, normal(24)
+        ends = {
+            "out_norm": NormWeights(kind=NormKind.LAYER, weight=weight, bias=bias, eps=1e-5),
+            "squeeze": normal(3, 24),
+            "excite": normal(24, 3),
+        }
     return first.replace(
         convs=(*first.convs, *second.convs),
         branches=(*first.branches, second.branches[0].replace(conv=1)),
         routes=(FORWARD, ScanRoute(reverse=True, branch=1)),
-        merge=Merge.GATED,
-        merge_in=torch.randn(2, 16, generator=generator),
-        merge_out=torch.randn(2, 2, 24, generator=generator),
-        out_norm=NormWeights(
-            kind=NormKind.LAYER,
-            weight=torch.rand(24, generator=generator) + 0.5,
-            bias=torch.randn(24, generator=generator),
-            eps=1e-5,
-        ),
+        merge=merge,
         skip=Skip.NORMALISED,
-        skip_weight=torch.randn(16, generator=generator),
-        skip_bias=torch.randn(16, generator=generator),
+        skip_weight=normal(16),
+        skip_bias=normal(16),
         class_token=4,
+        **ends,
     )
 
 

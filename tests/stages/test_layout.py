@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mambaquant_ext.artifacts import BlockLayout, BranchLayout, ConvLayout, Merge, NormKind, Skip
 from mambaquant_ext.artifacts.structure import from_json
-from mambaquant_ext.model import ScanRoute, TokenOrder
+from mambaquant_ext.model import FORWARD, ScanRoute, TokenOrder
 
 
 class Colour(str, enum.Enum):
@@ -151,6 +151,7 @@ def test_a_number_that_no_float_holds_is_refused():
 
 # Layouts
 
+BACKWARD = ScanRoute(reverse=True)
 CONV = ConvLayout(kernel=(4,))
 BRANCH = BranchLayout(dim=8, dstate=4, dt_rank=2)
 PLAIN = BlockLayout(hidden=6, dim=8, convs=(CONV,), branches=(BRANCH,))
@@ -172,10 +173,11 @@ HEADS = BlockLayout(
         ScanRoute(TokenOrder("shuffle", (3,)), reverse=True, branch=1),
         ScanRoute(reverse=True, branch=2),
     ),
-    merge=Merge.VARIATION,
+    merge=Merge.NORMED_SUM,
     merge_threshold=0.5,
     out_norm=NormKind.RMS,
     out_norm_eps=1e-3,
+    excite_dim=3,
     skip=Skip.NORMALISED,
     has_skip_matrix=True,
     class_token=0,
@@ -197,7 +199,8 @@ def test_a_layouts_tensors_follow_its_structure():
     assert found["convs.0.weight"] == ((4, 8), i8)
     assert found["convs.0.x_zero_point"] == ((8,), i32)
     assert found["branches.0.x_proj"] == ((10, 8), i8)
-    assert not any(name.startswith(("merge", "out_norm", "skip", "class")) for name in found)
+    absent = ("merge", "out_norm", "squeeze", "excite", "skip", "class")
+    assert not any(name.startswith(absent) for name in found)
     heads = HEADS.expected()
     assert heads["in_proj"] == ((8, 6), i8)
     assert heads["xz_scale"] == ((8,), f32)
@@ -206,10 +209,15 @@ def test_a_layouts_tensors_follow_its_structure():
     assert heads["branches.2.dt_proj"] == ((4, 3), i8)
     assert heads["skip_weight"] == ((6, 6), f32)
     assert heads["class_out_scale"] == ((1,), f32)
-    assert "merge_in" not in heads
-    gated = dataclasses.replace(HEADS, merge=Merge.GATED, has_skip_matrix=False)
-    assert gated.expected()["merge_out"] == ((3, 3, 8), f32)
-    assert gated.expected()["skip_weight"] == ((6,), f32)
+    assert heads["squeeze"] == ((3, 8), f32)
+    assert heads["excite"] == ((8, 3), f32)
+    assert "merge_gate" not in heads
+    assert dataclasses.replace(HEADS, has_skip_matrix=False).expected()["skip_weight"] == (
+        (6,),
+        f32,
+    )
+    gated = dataclasses.replace(PLAIN, merge=Merge.GATED, routes=(FORWARD, BACKWARD, FORWARD))
+    assert gated.expected()["merge_gate"] == ((3, 3, 8), f32)
     assert "norm_weight" not in dataclasses.replace(PLAIN, norm=None).expected()
 
 
@@ -221,6 +229,7 @@ BAD = {
     "out_norm_eps": [-1e-5, NAN, INF],
     "merge_threshold": [NAN, INF],
     "class_token": [-1],
+    "excite_dim": [0, -1],
     "weight_bits": [1, 9, 0, -8],
     "activation_bits": [1, 9],
     "gate_bits": [1, 9],
@@ -279,6 +288,15 @@ UNFIT = {
         "branches: expected",
     ),
     "a head without a route": ({"branches": (HALF, UPPER)}, "routes: expected"),
+    "a stride without norms": (
+        {"convs": (ConvLayout(kernel=(3, 3), stride=2),)},
+        "merge: expected normed_sum with a stride, got 'sum'",
+    ),
+    "a normed sum without a norm": ({"merge": Merge.NORMED_SUM}, "out_norm: expected a norm"),
+    "a first route that continues": (
+        {"routes": (ScanRoute(continues=True),)},
+        "routes[0].continues: expected False, got True",
+    ),
     "a branch without a route": ({"branches": (BRANCH, BRANCH)}, "routes: expected"),
 }
 
@@ -305,6 +323,7 @@ NOT_SEQUENTIAL = {
     "an image": {"convs": (ConvLayout(kernel=(3, 3)),)},
     "no convolution": {"convs": (), **with_branch(conv=None)},
     "a gated merge": {"merge": Merge.GATED},
+    "an excitation": {"excite_dim": 2},
 }
 
 

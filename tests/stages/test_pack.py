@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mambaquant_ext.artifacts import PackedBlock, Range, RangeStats
 from mambaquant_ext.calibrate import BlockRun, LanguageRun, collect_ranges
 from mambaquant_ext.config import PRESETS, Granularity, Rotation
+from mambaquant_ext.model import Merge
 from mambaquant_ext.pack import pack_block, pack_blocks, pack_head, pack_linear, quantize_weight
 from mambaquant_ext.pack.weights import asymmetric_scale, qmax, symmetric_scale
 from mambaquant_ext.pipeline import LanguageSource
@@ -36,8 +37,8 @@ RECIPES = {
 
 # What a block says without tensors.
 PLAIN = (
-    *("routes", "merge", "merge_in", "merge_out", "merge_threshold", "out_norm", "skip"),
-    *("skip_weight", "skip_bias", "class_token"),
+    *("routes", "merge", "merge_gate", "merge_threshold", "out_norm", "squeeze", "excite"),
+    *("skip", "skip_weight", "skip_bias", "class_token"),
     *("has_in_rotation", "has_out_rotation", "has_state_rotation"),
 )
 
@@ -413,20 +414,20 @@ def test_a_block_is_its_layout_and_its_named_tensors(name):
         )
 
 
-def test_a_block_of_many_parts_is_its_layout_and_its_named_tensors(generator):
-    """Two convolutions, two branches, a gated merge, norms, a skip and a class token: every optional tensor."""
-    layer = models.many_parts(generator)
+@pytest.mark.parametrize("merge", [Merge.GATED, Merge.NORMED_SUM])
+def test_a_block_of_many_parts_is_its_layout_and_its_named_tensors(merge, generator):
+    """Two convolutions, two branches, and every optional tensor that the merge allows."""
+    layer = models.many_parts(generator, merge)
     recipe = PRESETS["rtn"].replace(separate_class_token=True)
-    ranges = collect_ranges(
-        BlockRun(layer), [torch.randn(2, 9, 16, generator=generator)], recipe
-    ).layers[0]
+    tokens = torch.randn(2, 9, 16, generator=generator)
+    ranges = collect_ranges(BlockRun(layer), [tokens], recipe).layers[0]
     block = pack_block(layer, ranges, recipe)
     tensors = block.tensors()
     found = {key: (tuple(t.shape), t.dtype) for key, t in tensors.items()}
     assert found == block.layout.expected()
-    assert {
-        field.name for field in dataclasses.fields(block) if getattr(block, field.name) is None
-    } == set()
+    absent = {f.name for f in dataclasses.fields(block) if getattr(block, f.name) is None}
+    norm = {"out_norm_weight", "out_norm_bias", "squeeze", "excite"}
+    assert absent == (norm if merge is Merge.GATED else {"merge_gate"})
     again = PackedBlock.from_tensors(block.layout, tensors)
     assert len(again.convs) == len(again.branches) == 2
     for key, tensor in again.tensors().items():

@@ -16,12 +16,23 @@ from tolerances import assert_equal
 CPU = torch.device("cpu")
 GRIDS = [(1,), (7,), (3, 4), (4, 3), (5, 5), (1, 6), (2, 3, 4), (3, 3, 3)]
 gridded = pytest.mark.parametrize("grid", GRIDS, ids=str)
-# Arguments with which each of this module's own orders fits a grid.
+IMAGE_ORDERS = (
+    *("snake_rows", "snake_columns", "diagonal", "diagonal_mirrored"),
+    *("spiral", "spiral_mirrored"),
+)
+# Arguments with which each order fits a grid.
 ARGUMENTS = {
+    **{name: lambda grid: [()] if len(grid) == 2 else [] for name in IMAGE_ORDERS},
     "storage": lambda grid: [()],
     "axes": lambda grid: list(itertools.permutations(range(len(grid)))),
     "shuffle": lambda grid: [(0,), (1,), (12345,)],
 }
+
+
+def test_every_order_of_the_package_is_here():
+    assert set(routes._ORDERS) >= set(ARGUMENTS)
+    own = {name for name, order in routes._ORDERS.items() if order.__module__ == routes.__name__}
+    assert own == set(ARGUMENTS)
 
 
 @pytest.fixture
@@ -58,13 +69,25 @@ def test_axes_walk_the_grid_with_its_axes_permuted(grid):
         assert TokenOrder("axes", axes).indices(grid).tolist() == expected
 
 
+@pytest.mark.parametrize("name", IMAGE_ORDERS)
+@pytest.mark.parametrize("grid", [(6,), (2, 3, 4)], ids=str)
+def test_an_order_of_an_image_refuses_another_grid(name, grid):
+    with pytest.raises(ValueError, match=rf"{name} order: expected a grid \(height, width\), got"):
+        TokenOrder(name).indices(grid)
+
+
+def test_the_orders_of_an_image_are_walks_of_their_own():
+    walks = {tuple(TokenOrder(name).indices((4, 5)).tolist()) for name in IMAGE_ORDERS}
+    assert len(walks | {tuple(range(20))}) == len(IMAGE_ORDERS) + 1
+
+
 def test_axes_one_zero_are_column_by_column():
     assert TokenOrder("axes", (1, 0)).indices((2, 3)).tolist() == [0, 3, 1, 4, 2, 5]
 
 
 @pytest.mark.parametrize("axes", [(), (0,), (0, 0), (0, 2), (1, 0, 2), (-1, 0)])
 def test_axes_that_are_no_permutation_of_the_grids_are_refused(axes):
-    with pytest.raises(ValueError, match=r"permutation of the 2 axes of grid \(3, 4\), got "):
+    with pytest.raises(ValueError, match=r"axes: expected a permutation of 0 to 1, got "):
         TokenOrder("axes", axes).indices((3, 4))
 
 
@@ -86,9 +109,9 @@ def test_shuffles_of_two_seeds_differ_and_neither_is_the_stored_order():
 
 def test_an_unknown_order_names_the_known_ones():
     with pytest.raises(
-        ValueError, match=r"TokenOrder\.name: expected one of axes, .*storage.*'spiral'"
+        ValueError, match=r"TokenOrder\.name: expected one of axes, .*storage.*'zigzag'"
     ):
-        TokenOrder("spiral")
+        TokenOrder("zigzag")
 
 
 def test_a_registered_order_is_known_by_name(registered):

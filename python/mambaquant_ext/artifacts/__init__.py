@@ -8,6 +8,7 @@ from mambaquant_ext.artifacts.layout import (
     Merge,
     NormKind,
     Skip,
+    StreamWrite,
 )
 from mambaquant_ext.artifacts.packed import (
     PackedBlock,
@@ -44,6 +45,7 @@ __all__ = [
     "Range",
     "RangeStats",
     "Skip",
+    "StreamWrite",
     "load_packed",
     "read_metadata",
     "save_packed",

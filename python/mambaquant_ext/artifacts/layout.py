@@ -36,14 +36,29 @@ class Skip(str, enum.Enum):
 class Merge(str, enum.Enum):
     """How the results of several routes become one.
 
-    SUM adds them; a mean is a sum whose factor stands in out_proj. GATED weighs each route by a softmax over routes
+    SUM adds them; a mean is a sum whose factor stands in out_proj. NORMED_SUM applies the block's out_norm to each
+    before it adds them, those of a coarser map upsampled (MSVMamba). GATED weighs each route by a softmax over routes
     of a linear function of the routes' token means (RSMamba). VARIATION multiplies the sum by how much the routes
     differ: relu(standard deviation over mean, both over routes, minus a threshold) (MHS-VM's gated fusion unit).
     """
 
     SUM = "sum"
+    NORMED_SUM = "normed_sum"
     GATED = "gated"
     VARIATION = "variation"
+
+
+class StreamWrite(str, enum.Enum):
+    """What a block with a rotated input leaves behind.
+
+    CENTERED: x P R where the norms are LayerNorms, x R where they are RMSNorms. ROTATED: x R, with its mean, for a
+    reader that is no norm. PLAIN: x, for a reader that cannot be rotated; only a normalised skip, which is a matrix
+    anyway, can leave the basis.
+    """
+
+    CENTERED = "centered"
+    ROTATED = "rotated"
+    PLAIN = "plain"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +144,7 @@ class BlockLayout:
         merge_threshold: for Merge.VARIATION.
         out_norm: between merge and gate, or None.
         out_norm_eps: of that norm.
+        excite_dim: inner width of a squeeze-and-excitation between merge and gate, or None.
         skip: what is added to the output.
         has_skip_matrix: a NORMALISED skip is a matrix rather than a factor a channel.
         class_token: position of a token whose out_proj input has a scale of its own, or None.
@@ -153,6 +169,7 @@ class BlockLayout:
     merge_threshold: float = 0.0
     out_norm: NormKind | None = None
     out_norm_eps: float = 1e-5
+    excite_dim: int | None = None
     skip: Skip = Skip.RESIDUAL
     has_skip_matrix: bool = False
     class_token: int | None = None
@@ -184,17 +201,33 @@ class BlockLayout:
         for branch in self.branches:
             self._check_branch(branch)
         _check(bool(self.routes), "routes", "at least one", self.routes)
+        _check(not self.routes[0].continues, "routes[0].continues", "False", True)
         for route in self.routes:
             inside = 0 <= route.branch < len(self.branches)
             _check(inside, "routes.branch", f"below {len(self.branches)}", route.branch)
         unused = set(range(len(self.branches))) - {route.branch for route in self.routes}
         _check(not unused, "routes", f"one for each of {len(self.branches)} branches", self.routes)
         self._check_heads()
-        threshold, token = self.merge_threshold, self.class_token
-        _check(math.isfinite(threshold), "merge_threshold", "a finite number", threshold)
-        _check(token is None or token >= 0, "class_token", "at least 0 or None", token)
+        self._check_merge()
+        _check((self.class_token or 0) >= 0, "class_token", "at least 0", self.class_token)
         for name in ("weight_bits", "activation_bits", "gate_bits"):
             _check(2 <= getattr(self, name) <= 8, name, "2 to 8", getattr(self, name))
+
+    def _check_merge(self) -> None:
+        threshold, width = self.merge_threshold, self.excite_dim
+        has_norm = self.out_norm is not None
+        is_coarse = any(conv.stride > 1 for conv in self.convs)
+        _check(
+            not is_coarse or self.merge is Merge.NORMED_SUM,
+            "merge",
+            "normed_sum with a stride",
+            self.merge.value,
+        )
+        _check(
+            has_norm or self.merge is not Merge.NORMED_SUM, "out_norm", "a norm to merge with", None
+        )
+        _check(math.isfinite(threshold), "merge_threshold", "a finite number", threshold)
+        _check(width is None or width >= 1, "excite_dim", "at least 1", width)
 
     def _check_heads(self) -> None:
         """Branches of the same first channel are merged: equally wide, and side by side they make up x."""
@@ -220,6 +253,7 @@ class BlockLayout:
         """Whether tokens can come one at a time: one route, as stored, first to last."""
         return (
             self.routes == (FORWARD,)
+            and self.excite_dim is None
             and len(self.convs) == 1
             and self.convs[0].is_causal
             and self.branches[0].conv == 0
@@ -246,12 +280,14 @@ class BlockLayout:
         for index, branch in enumerate(self.branches):
             found |= {f"branches.{index}.{name}": e for name, e in branch.expected().items()}
         if self.merge is Merge.GATED:
-            found |= {
-                "merge_in": ((routes, hidden), f32),
-                "merge_out": ((routes, routes, dim), f32),
-            }
+            found |= {"merge_gate": ((routes, routes, dim), f32)}
         if self.out_norm is not None:
             found |= {"out_norm_weight": ((dim,), f32), "out_norm_bias": ((dim,), f32)}
+        if self.excite_dim is not None:
+            found |= {
+                "squeeze": ((self.excite_dim, dim), f32),
+                "excite": ((dim, self.excite_dim), f32),
+            }
         if self.skip is Skip.NORMALISED:
             shape = (hidden, hidden) if self.has_skip_matrix else (hidden,)
             found |= {"skip_weight": (shape, f32), "skip_bias": ((hidden,), f32)}

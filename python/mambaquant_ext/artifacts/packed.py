@@ -76,10 +76,11 @@ class PackedBlock:
         xz_scale: (2 dim,), float32, of in_proj's int8 output.
         convs: used by the branches.
         branches: used by the routes.
-        merge_in: (routes, hidden), float32, or None.
-        merge_out: (routes, routes, dim), float32, or None.
+        merge_gate: (routes, routes, dim), float32, or None.
         out_norm_weight: (dim,), float32, or None.
         out_norm_bias: (dim,), float32, or None.
+        squeeze: (excite_dim, dim), float32, or None.
+        excite: (dim, excite_dim), float32, or None.
         gate_scale: (dim,), float32, s of S-SiLU.
         skip_weight: (hidden,) or (hidden, hidden), float32, or None.
         skip_bias: (hidden,), float32, or None.
@@ -100,10 +101,11 @@ class PackedBlock:
     xz_scale: Tensor
     convs: tuple[PackedConv, ...]
     branches: tuple[PackedBranch, ...]
-    merge_in: Tensor | None = None
-    merge_out: Tensor | None = None
+    merge_gate: Tensor | None = None
     out_norm_weight: Tensor | None = None
     out_norm_bias: Tensor | None = None
+    squeeze: Tensor | None = None
+    excite: Tensor | None = None
     gate_scale: Tensor
     skip_weight: Tensor | None = None
     skip_bias: Tensor | None = None

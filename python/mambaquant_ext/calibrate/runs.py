@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mambaquant_ext.model import LanguageModelWeights, MixerWeights, language_model_forward
 from mambaquant_ext.model.forward import Tap
-from mambaquant_ext.model.sites import BlockSite, FloatBlock, replace_module
+from mambaquant_ext.model.sites import BlockSite, FloatBlock
 
 Taps = Callable[[int], Tap]
 
@@ -145,11 +145,9 @@ class ModuleRun:
         self._blocks = [
             FloatBlock(layer, site.contract) for layer, site in zip(layers, sites, strict=True)
         ]
-        replaced = {id(model.get_submodule(site.name)): None for site in sites}
-        # The stand-ins take the blocks' places: their parameters need not be copied.
-        self.model = copy.deepcopy(model, dict(replaced)).eval()
+        self.model = copy.deepcopy(model).eval()
         for site, block in zip(sites, self._blocks, strict=True):
-            replace_module(self.model, site.name, block)
+            site.replace_in(self.model, block)
         self._head = None if head is None else self.model.get_submodule(head)
 
     @torch.no_grad()

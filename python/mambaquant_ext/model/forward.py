@@ -203,8 +203,8 @@ class _Walk:
         return y if self.tokens is None else torch.empty_like(y).index_copy_(1, self.tokens, y)
 
 
-def resample(y: Tensor, grid: Grid, target: Grid) -> Tensor:
-    """A coarser map at the tokens of a finer grid: the nearest coarse token for each.
+def upsample(y: Tensor, grid: Grid, target: Grid) -> Tensor:
+    """A coarser map at the tokens of a finer grid, bilinear between the centres of the coarse tokens.
 
     Args:
         y: (batch, tokens, dim) over `grid`.
@@ -214,7 +214,20 @@ def resample(y: Tensor, grid: Grid, target: Grid) -> Tensor:
     if grid == target:
         return y
     image = y.unflatten(1, grid).permute(0, 3, 1, 2)
-    return F.interpolate(image, size=target, mode="nearest").flatten(2).transpose(1, 2)
+    image = F.interpolate(image, size=target, mode="bilinear", align_corners=False)
+    return image.flatten(2).transpose(1, 2)
+
+
+def excited(y: Tensor, squeeze: Tensor, excite: Tensor) -> Tensor:
+    """y * sigmoid(excite relu(squeeze mean y)), the mean over tokens: squeeze and excitation.
+
+    Args:
+        y: (batch, tokens, dim).
+        squeeze: (excite_dim, dim).
+        excite: (dim, excite_dim).
+    """
+    inner = F.relu(F.linear(y.mean(1, keepdim=True), squeeze))
+    return y * torch.sigmoid(F.linear(inner, excite))
 
 
 def variation_gate(ys: Tensor, threshold: float) -> Tensor:
@@ -231,21 +244,18 @@ def variation_gate(ys: Tensor, threshold: float) -> Tensor:
     return F.relu(ys.std(0) / (above.mean(0) + VARIATION_EPS) - threshold)
 
 
-def route_shares(vs: Tensor, hidden_states: Tensor, merge_in: Tensor, merge_out: Tensor) -> Tensor:
+def route_shares(vs: Tensor, merge_gate: Tensor) -> Tensor:
     """Softmax over routes of a linear function of the token means: the gate of RSMamba.
 
     Args:
         vs: (routes, batch, tokens, dim), gated results of the routes.
-        hidden_states: (batch, tokens, hidden), the block's input.
-        merge_in: (routes, hidden).
-        merge_out: (routes, routes, dim), the gate of the first index, the result of the second.
+        merge_gate: (routes, routes, dim), the logit of the first index from the result of the second.
 
     Returns:
         (routes, batch, 1, 1), summing to 1 over routes.
     """
-    logits = F.linear(hidden_states.mean(1), merge_in)
-    logits = logits + torch.einsum("jbd,kjd->bk", vs.mean(2), merge_out)
-    return logits.softmax(-1).T[..., None, None]
+    logits = torch.einsum("jbd,kjd->kb", vs.mean(2), merge_gate)
+    return logits.softmax(0)[..., None, None]
 
 
 def mixer_forward(
@@ -292,7 +302,7 @@ def mixer_forward(
     if keep is not None:
         xs = xs * keep
     scanner = _Scanner(weights, xs, grid, state, tap, keep)
-    v = _merged(scanner, hidden_states, gate)
+    v = _merged(scanner, gate)
     if weights.has_out_rotation:
         v = v @ hadamard_matrix(weights.dim, v.dtype)
     out = F.linear(_tap_out(weights, v, tap), weights.out, weights.out_bias)
@@ -356,31 +366,38 @@ class _Scanner:
     ) -> None:
         self.weights, self.xs, self.grid = weights, xs, grid
         self.state, self.tap, self.keep = state, tap, keep
-        self.final: MixerState | None = None
+        self.conv_state: Tensor | None = None
+        self.ssm_state: Tensor | None = None
         self._shared: dict[int, _Convolved] = {}
 
-    def scan(self, route: ScanRoute) -> Tensor:
-        """(batch, tokens, channels of the branch), at the tokens of the block's grid."""
+    @property
+    def final(self) -> MixerState | None:
+        """The state after the last token, of a sequential block."""
+        if not self.weights.is_sequential:
+            return None
+        assert self.conv_state is not None and self.ssm_state is not None
+        return MixerState(self.conv_state, self.ssm_state)
+
+    def scan(self, route: ScanRoute) -> tuple[Tensor, Grid]:
+        """(batch, tokens, channels of the branch), and the grid of these tokens."""
         branch = self.weights.branches[route.branch]
-        convolved, conv_state = self._convolve(branch, route)
+        convolved = self._convolve(branch, route)
         walk = _Walk(route, convolved.grid)
         x = convolved.x[..., branch.channels]
         B, C, delta = self._parameters(x, branch, route.branch)
         initial = None if self.state is None else self.state.ssm
-        y, ssm = selective_scan(
+        y, self.ssm_state = selective_scan(
             walk.gather(x),
             walk.gather(delta),
             branch.A,
             walk.gather(B),
             walk.gather(C),
             branch.D,
-            initial,
+            self.ssm_state if route.continues else initial,
             rotates_state=self.weights.has_state_rotation,
             see_state=lambda h: self.tap(f"h.{route.branch}", h),
         )
-        if conv_state is not None and self.weights.is_sequential:
-            self.final = MixerState(conv_state, ssm)
-        return resample(walk.scatter(y), convolved.grid, self.grid)
+        return walk.scatter(y), convolved.grid
 
     def _parameters(
         self, x: Tensor, branch: BranchWeights, index: int
@@ -390,53 +407,60 @@ class _Scanner:
         C = self.tap(f"C.{index}", F.linear(x, branch.x_C))
         return B, C, F.softplus(F.linear(dt, branch.dt, branch.dt_bias))
 
-    def _convolve(
-        self, branch: BranchWeights, route: ScanRoute
-    ) -> tuple[_Convolved, Tensor | None]:
+    def _convolve(self, branch: BranchWeights, route: ScanRoute) -> _Convolved:
         if branch.conv is None:
-            return _Convolved(self.xs, self.grid), None
+            return _Convolved(self.xs, self.grid)
         conv = self.weights.convs[branch.conv]
         if conv.is_causal and conv.along_route:
             walk = _Walk(route, self.grid)
             initial = None if self.state is None else self.state.conv
-            y, final = causal_conv(walk.gather(self.xs), conv.weight, conv.bias, initial)
-            return self._activated(walk.scatter(y), self.grid, branch.conv), final
+            y, self.conv_state = causal_conv(walk.gather(self.xs), conv.weight, conv.bias, initial)
+            return self._activated(walk.scatter(y), self.grid, branch.conv)
         if branch.conv not in self._shared:
             if conv.is_causal:
                 y, grid = causal_conv(self.xs, conv.weight, conv.bias, None)[0], self.grid
             else:
                 y, grid = image_conv(self.xs, conv, self.grid)
             self._shared[branch.conv] = self._activated(y, grid, branch.conv)
-        return self._shared[branch.conv], None
+        return self._shared[branch.conv]
 
     def _activated(self, y: Tensor, grid: Grid, index: int) -> _Convolved:
         x = self.tap(f"x.{index}", F.silu(y))
         return _Convolved(x if self.keep is None else x * self.keep, grid)
 
 
-def _merged(scanner: _Scanner, hidden_states: Tensor, gate: Tensor | None) -> Tensor:
+def _merged(scanner: _Scanner, gate: Tensor | None) -> Tensor:
     """(batch, seqlen, dim): the routes' results as one, normalised and gated."""
     weights = scanner.weights
-    parts: dict[int, list[Tensor]] = {}  # by first channel
+    parts: dict[int, list[tuple[Tensor, Grid]]] = {}  # by first channel
     for route in weights.routes:
         first = weights.branches[route.branch].first_channel
         parts.setdefault(first, []).append(scanner.scan(route))
-    heads = []
-    for _, ys in sorted(parts.items()):
-        if weights.merge is Merge.VARIATION:
-            stacked = torch.stack(ys)
-            heads.append(stacked.sum(0) * variation_gate(stacked, weights.merge_threshold))
-        elif weights.merge is Merge.GATED:
-            vs = torch.stack(ys if gate is None else [y * gate for y in ys])
-            assert weights.merge_in is not None and weights.merge_out is not None
-            shares = route_shares(vs, hidden_states, weights.merge_in, weights.merge_out)
-            heads.append((vs * shares).sum(0))
-        else:
-            heads.append(torch.stack(ys).sum(0) if len(ys) > 1 else ys[0])
+    heads = [_merged_head(scanner, parts[first], gate) for first in sorted(parts)]
     y = torch.cat(heads, -1) if len(heads) > 1 else heads[0]
-    if weights.out_norm is not None:
+    if weights.out_norm is not None and weights.merge is not Merge.NORMED_SUM:
         y = apply_norm(weights.out_norm, y)
+    if weights.squeeze is not None and weights.excite is not None:
+        y = excited(y, weights.squeeze, weights.excite)
     return y if gate is None or weights.merge is Merge.GATED else y * gate
+
+
+def _merged_head(
+    scanner: _Scanner, results: list[tuple[Tensor, Grid]], gate: Tensor | None
+) -> Tensor:
+    """The results of the routes over the same channels as one."""
+    weights = scanner.weights
+    if weights.merge is Merge.NORMED_SUM:
+        assert weights.out_norm is not None
+        results = [(apply_norm(weights.out_norm, y), grid) for y, grid in results]
+    ys = torch.stack([upsample(y, grid, scanner.grid) for y, grid in results])
+    if weights.merge is Merge.VARIATION:
+        return ys.sum(0) * variation_gate(ys, weights.merge_threshold)
+    if weights.merge is Merge.GATED:
+        assert weights.merge_gate is not None
+        vs = ys if gate is None else ys * gate
+        return (vs * route_shares(vs, weights.merge_gate)).sum(0)
+    return ys[0] if len(ys) == 1 else ys.sum(0)
 
 
 def _tap_out(weights: MixerWeights, v: Tensor, tap: Tap) -> Tensor:

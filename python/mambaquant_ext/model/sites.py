@@ -106,11 +106,25 @@ class BlockSite:
         name: of the module that a quantized block replaces, as in named_modules().
         contract: how that module is called.
         weights: reads the block's float32 weights; nothing shares storage with the model.
+        keeps: names of the module's children that are no part of the block and stay where they are.
     """
 
     name: str
     contract: Contract
     weights: Callable[[], MixerWeights]
+    keeps: tuple[str, ...] = ()
+
+    def replace_in(self, model: nn.Module, block: nn.Module) -> None:
+        """Puts `block` into the place of the module.
+
+        Args:
+            model: that contains it.
+            block: new; takes over the children that the site keeps.
+        """
+        old = model.get_submodule(self.name)
+        for name in self.keeps:
+            block.add_module(name, getattr(old, name))
+        replace_module(model, self.name, block)
 
 
 class CalledBlock(nn.Module):

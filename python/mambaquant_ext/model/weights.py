@@ -138,10 +138,13 @@ class MixerWeights:
         branches: used by the routes.
         routes: walks over the tokens. Routes whose branches scan the same channels are merged.
         merge: of their results.
-        merge_in: (routes, hidden), of the token mean of the block's input, for Merge.GATED.
-        merge_out: (routes, routes, dim), of the token means of the routes' gated results, for Merge.GATED.
+        merge_gate: (routes, routes, dim), for Merge.GATED: the logit of the first index from the token mean of the
+            gated result of the second.
         merge_threshold: for Merge.VARIATION.
-        out_norm: between merge and gate, or None.
+        out_norm: between merge and gate, or inside Merge.NORMED_SUM, or None.
+        squeeze: (excite_dim, dim), or None: y * sigmoid(excite relu(squeeze mean y)) between merge and gate, the mean
+            over tokens.
+        excite: (dim, excite_dim), or None.
         gate_scale: (dim,), s of S-SiLU: the gate is z * sigmoid(s * z).
         out: (hidden_out, dim).
         out_bias: (hidden_out,).
@@ -163,10 +166,11 @@ class MixerWeights:
     branches: tuple[BranchWeights, ...]
     routes: tuple[ScanRoute, ...] = (FORWARD,)
     merge: Merge = Merge.SUM
-    merge_in: Tensor | None = None
-    merge_out: Tensor | None = None
+    merge_gate: Tensor | None = None
     merge_threshold: float = 0.0
     out_norm: NormWeights | None = None
+    squeeze: Tensor | None = None
+    excite: Tensor | None = None
     gate_scale: Tensor
     out: Tensor
     out_bias: Tensor
@@ -193,6 +197,7 @@ class MixerWeights:
         """Whether tokens can come one at a time: one route, as stored, first to last."""
         return (
             self.routes == (FORWARD,)
+            and self.excite is None
             and len(self.convs) == 1
             and self.convs[0].is_causal
             and self.branches[0].conv == 0

@@ -79,12 +79,13 @@ def emulated_weights(block: PackedBlock, dtype: torch.dtype) -> MixerWeights:
         ),
         routes=layout.routes,
         merge=layout.merge,
-        merge_in=block.merge_in,
-        merge_out=block.merge_out,
+        merge_gate=block.merge_gate,
         merge_threshold=layout.merge_threshold,
         out_norm=_norm(
             layout.out_norm, block.out_norm_weight, block.out_norm_bias, layout.out_norm_eps
         ),
+        squeeze=block.squeeze,
+        excite=block.excite,
         gate_scale=block.gate_scale,
         out=dequantized(block.out_proj, block.out_proj_scale, dtype),
         out_bias=block.out_proj_bias,

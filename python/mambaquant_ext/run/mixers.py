@@ -11,7 +11,7 @@ from torch import Tensor
 from mambaquant_ext import ops
 from mambaquant_ext.artifacts import BlockLayout, BranchLayout, Merge, PackedBlock
 from mambaquant_ext.model import MixerState, block_forward
-from mambaquant_ext.model.forward import resample, route_shares, variation_gate
+from mambaquant_ext.model.forward import excited, route_shares, upsample, variation_gate
 from mambaquant_ext.routes import Grid, ScanRoute, kernel_order
 from mambaquant_ext.run.emulate import emulated_weights, rounding_tap, x_scale_of
 from mambaquant_ext.run.ends import BlockEntry, BlockExit
@@ -116,8 +116,12 @@ class IntegerMixer:
         self.in_proj = GemmWeight(packed.in_proj, packed.in_proj_scale, packed.in_proj_bias)
         self.xs_scale = packed.xz_scale[: layout.dim].clone()
         self.z_scale = packed.xz_scale[layout.dim :].clone()
-        # A gate is part of the scan unless something comes between merge and gate.
-        self.scan_gates = layout.out_norm is None and layout.merge is not Merge.VARIATION
+        # A gate is part of the scan unless something comes between scan and gate.
+        self.scan_gates = (
+            layout.out_norm is None
+            and layout.excite_dim is None
+            and layout.merge in (Merge.SUM, Merge.GATED)
+        )
         self.convs: list[dict[str, Any]] = [
             {
                 "x_scale": self.xs_scale,
@@ -157,33 +161,40 @@ class IntegerMixer:
             v = self._update(xs, z, state, mask)
         else:
             walker = _Walker(self, xs, z, grid, state, mask)
-            v, state = self._merged(walker, hidden_states), walker.final
+            v, state = self._merged(walker), walker.final
         q, scale = self.exit(v)
         out = self.exit.out_proj.dequantize(q, scale, skip)
         return out.unflatten(0, (batch, seqlen)), state
 
-    def _merged(self, walker: _Walker, hidden_states: Tensor) -> Tensor:
+    def _merged(self, walker: _Walker) -> Tensor:
         """(batch, seqlen, dim), float32: the routes' results as one, normalised and gated."""
-        merge, heads = self.layout.merge, []
-        for routes in self.heads:
-            if merge is Merge.SUM:
-                heads.append(walker.sum(routes))
-                continue
-            ys = torch.stack([walker.sum([route]) for route in routes])
-            if merge is Merge.GATED:
-                ins, outs = self.packed.merge_in, self.packed.merge_out
-                assert ins is not None and outs is not None
-                heads.append((ys * route_shares(ys, hidden_states, ins, outs)).sum(0))
-            else:
-                heads.append(ys.sum(0) * variation_gate(ys, self.layout.merge_threshold))
+        heads = [self._merged_head(walker, routes) for routes in self.heads]
         y = torch.cat(heads, -1) if len(heads) > 1 else heads[0]
         return self._gated(y, walker.z)
 
+    def _merged_head(self, walker: _Walker, routes: Sequence[ScanRoute]) -> Tensor:
+        """The results of the routes over the same channels as one."""
+        if self.layout.merge is Merge.SUM:
+            return walker.sum(routes)
+        results = [walker.scan(route, gates=self.scan_gates) for route in routes]
+        if self.layout.merge is Merge.NORMED_SUM:
+            results = [(self.exit.normalised(y), grid) for y, grid in results]
+        ys = torch.stack([upsample(y, grid, walker.grid) for y, grid in results])
+        if self.layout.merge is Merge.VARIATION:
+            return ys.sum(0) * variation_gate(ys, self.layout.merge_threshold)
+        if self.layout.merge is Merge.GATED:
+            assert self.packed.merge_gate is not None
+            return (ys * route_shares(ys, self.packed.merge_gate)).sum(0)
+        return ys.sum(0)
+
     def _gated(self, y: Tensor, z: Tensor | None) -> Tensor:
-        """What is left to do behind the merge: the norm, and the gate if the scan left it out."""
+        """What is left to do behind the merge: norm, excitation, and the gate if the scans left it out."""
         if self.scan_gates:
             return y
-        y = self.exit.normalised(y)
+        if self.layout.merge is not Merge.NORMED_SUM:
+            y = self.exit.normalised(y)
+        if self.packed.squeeze is not None and self.packed.excite is not None:
+            y = excited(y, self.packed.squeeze, self.packed.excite)
         if z is None:
             return y
         gate = z * self.z_scale
@@ -204,16 +215,11 @@ class IntegerMixer:
 
 
 def _heads(layout: BlockLayout) -> list[list[ScanRoute]]:
-    """Routes that scan the same channels, in the order of channels; those on coarser grids first."""
+    """Routes that scan the same channels, in the order of channels."""
     heads: dict[int, list[ScanRoute]] = {}
     for route in layout.routes:
         heads.setdefault(layout.branches[route.branch].first_channel, []).append(route)
-
-    def stride(route: ScanRoute) -> int:
-        conv = layout.branches[route.branch].conv
-        return 1 if conv is None else layout.convs[conv].stride
-
-    return [sorted(heads[first], key=stride, reverse=True) for first in sorted(heads)]
+    return [heads[first] for first in sorted(heads)]
 
 
 class _Walker:
@@ -230,66 +236,71 @@ class _Walker:
     ) -> None:
         self.mixer, self.xs, self.z, self.grid = mixer, xs, z, grid
         self.state, self.mask = state, mask
-        self.final: MixerState | None = None
+        self.conv_state: Tensor | None = None
+        self.ssm_state: Tensor | None = None
         self._shared: dict[int, tuple[Tensor, Grid]] = {}
 
+    @property
+    def final(self) -> MixerState | None:
+        """The state after the last token, of a sequential block."""
+        if not self.mixer.layout.is_sequential:
+            return None
+        assert self.conv_state is not None and self.ssm_state is not None
+        return MixerState(self.conv_state, self.ssm_state)
+
     def sum(self, routes: Sequence[ScanRoute]) -> Tensor:
-        """(batch, seqlen, channels) float32: the routes' sum, over the block's grid.
+        """(batch, seqlen, channels) float32: the routes' sum.
 
         Each scan takes the sum so far as its addend; the last one gates, if scans do.
         """
         total: Tensor | None = None
-        at = self.grid
         for index, route in enumerate(routes):
-            x, grid, conv_state = self._convolve(route)
-            if total is not None:
-                total = resample(total, at, grid)
             is_last = index == len(routes) - 1
-            z = self.z if self.mixer.scan_gates and is_last else None
-            total, ssm = self._scan(route, x, grid, total, z)
-            at = grid
-            if conv_state is not None and self.mixer.layout.is_sequential:
-                self.final = MixerState(conv_state, ssm)
+            total, _ = self.scan(route, total, gates=self.mixer.scan_gates and is_last)
         assert total is not None
-        return resample(total, at, self.grid)
+        return total
 
-    def _scan(
-        self, route: ScanRoute, x: Tensor, grid: Grid, addend: Tensor | None, z: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def scan(
+        self, route: ScanRoute, addend: Tensor | None = None, *, gates: bool
+    ) -> tuple[Tensor, Grid]:
+        """(batch, tokens, channels of the branch), float32, and the grid of these tokens."""
         branch = self.mixer.branches[route.branch]
+        x, grid = self._convolve(route)
         x = branch.own(x)
         shape = x.shape[:2]
         dt, B, C = (part.unflatten(0, shape) for part in branch.dtBC(x.flatten(0, 1)))
-        return ops.selective_scan(
+        initial = None if self.state is None else self.state.ssm
+        y, self.ssm_state = ops.selective_scan(
             x=x,
             dt=dt,
             B=B,
             C=C,
-            initial_state=None if self.state is None else self.state.ssm,
+            initial_state=self.ssm_state if route.continues else initial,
             reverse=route.reverse,
             order=kernel_order(route.order, grid, x.device),
             addend=addend,
-            **branch.arguments(z),
+            **branch.arguments(self.z if gates else None),
         )
+        return y, grid
 
-    def _convolve(self, route: ScanRoute) -> tuple[Tensor, Grid, Tensor | None]:
-        """What the route scans, (batch, tokens, dim) int8, its grid, and the convolution's state."""
+    def _convolve(self, route: ScanRoute) -> tuple[Tensor, Grid]:
+        """What the route scans, (batch, tokens, dim) int8, and its grid."""
         index = self.mixer.layout.branches[route.branch].conv
         if index is None:
-            return self.xs, self.grid, None
+            return self.xs, self.grid
         conv = self.mixer.layout.convs[index]
         if conv.is_causal and conv.along_route:
-            x, state = ops.causal_conv1d_quantize(
+            x, self.conv_state = ops.causal_conv1d_quantize(
                 self.xs,
                 initial_state=None if self.state is None else self.state.conv,
                 reverse=route.reverse,
                 order=kernel_order(route.order, self.grid, self.xs.device),
                 **self.mixer.convs[index],
             )
-            return self._masked(x, index), self.grid, state
+            return self._masked(x, index), self.grid
         if index not in self._shared:
             self._shared[index] = self._convolve_once(index)
-        return *self._shared[index], None
+        return self._shared[index]
 
     def _convolve_once(self, index: int) -> tuple[Tensor, Grid]:
         conv, constants = self.mixer.layout.convs[index], self.mixer.convs[index]

@@ -97,7 +97,7 @@ def _swap_blocks(model: nn.Module, packed: PackedModel, fidelity: Fidelity) -> N
     for name, tensor in surroundings.items():
         _set_tensor(model, name, tensor)
     for site, block in zip(sites, blocks, strict=True):
-        replace_module(model, site.name, QuantCalledBlock(block, site.contract))
+        site.replace_in(model, QuantCalledBlock(block, site.contract))
     if packed.linear_name is not None and packed.linear is not None:
         linear = QuantLinear(
             packed.linear.weight,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mambaquant_ext.artifacts import BranchMoments, LayerMoments, MomentStats
+from mambaquant_ext.artifacts import BranchMoments, LayerMoments, MomentStats, StreamWrite
 from mambaquant_ext.config import Recipe, Rotation
 from mambaquant_ext.model import BranchWeights, LanguageModelWeights, MixerWeights
 from mambaquant_ext.ops import hadamard_matrix, supported_hadamard_sizes
@@ -23,12 +23,12 @@ class StreamRotation:
     Attributes:
         matrix: (hidden, hidden), of the whole residual stream, folded into weights; None where the stream stays.
         is_local: the block alone transforms what its norm gives, online.
-        centers_output: see rotate_residual_layer.
+        stream: behind the block, see rotate_residual_layer.
     """
 
     matrix: Tensor | None = None
     is_local: bool = False
-    centers_output: bool = True
+    stream: StreamWrite = StreamWrite.CENTERED
 
 
 UNROTATED = StreamRotation()
@@ -151,7 +151,7 @@ def transform_layer(
     branches = zip(layer.branches, moments.branches, strict=True)
     layer = layer.replace(branches=tuple(_transform_branch(b, m, recipe) for b, m in branches))
     if rotation.matrix is not None:
-        layer = rotate.rotate_residual_layer(layer, rotation.matrix, rotation.centers_output)
+        layer = rotate.rotate_residual_layer(layer, rotation.matrix, rotation.stream)
     elif rotation.is_local:
         layer = rotate.rotate_in(layer)
     if recipe.out_rotation:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mambaquant_ext.artifacts import StreamWrite
 from mambaquant_ext.model import BranchWeights, LanguageModelWeights, MixerWeights, NormKind, Skip
 from mambaquant_ext.ops import hadamard_matrix
 
@@ -60,9 +61,9 @@ def rotate_residual_ends(model: LanguageModelWeights, rotation: Tensor) -> Langu
 
 
 def rotate_residual_layer(
-    layer: MixerWeights, rotation: Tensor, centers_output: bool = True
+    layer: MixerWeights, rotation: Tensor, stream: StreamWrite = StreamWrite.CENTERED
 ) -> MixerWeights:
-    """R1 inside a block: in_proj R, R^T out_proj, for a residual stream that is x R everywhere.
+    """R1 inside a block: in_proj R, R^T out_proj, for a residual stream that is x R in front of the block.
 
     RMSNorm without weight commutes with R. LayerNorm does once its mean has been taken out of everything that is
     added to the stream: with P = I - 1 1^T / n, the stream is x P R, the norm becomes RMSNorm, out_proj is centred
@@ -71,15 +72,23 @@ def rotate_residual_layer(
     Args:
         layer: with its norm folded.
         rotation: (hidden, hidden), orthogonal.
-        centers_output: whether a LayerNorm reads the stream behind this block, so that its mean may be dropped.
+        stream: what the stream is behind the block.
 
     Raises:
-        ValueError: the norm still has a weight or bias, or there is none.
+        ValueError: the norm still has a weight or bias, or there is none; or a plain stream behind a residual skip,
+            which carries x R on.
     """
     if layer.norm is None or not layer.norm.is_folded:
         raise ValueError("rotate_residual_layer: expected a block with a folded norm (weight 1)")
-    is_centered = layer.norm.kind is NormKind.LAYER
-    write = center(rotation) if is_centered and centers_output else rotation
+    if stream is StreamWrite.PLAIN and layer.skip is Skip.RESIDUAL:
+        raise ValueError(
+            "rotate_residual_layer: expected a skip that can leave the rotated basis, got residual"
+        )
+    write = rotation
+    if stream is StreamWrite.PLAIN:
+        write = torch.eye(layer.hidden, dtype=rotation.dtype)
+    elif stream is StreamWrite.CENTERED and layer.norm.kind is NormKind.LAYER:
+        write = center(rotation)
     skip_weight, skip_bias = layer.skip_weight, layer.skip_bias
     if layer.skip is Skip.NORMALISED:
         assert skip_weight is not None and skip_bias is not None
@@ -91,7 +100,6 @@ def rotate_residual_layer(
         in_z=None if layer.in_z is None else layer.in_z @ rotation,
         out=write.T @ layer.out,
         out_bias=layer.out_bias @ write,
-        merge_in=None if layer.merge_in is None else layer.merge_in @ rotation,
         skip_weight=skip_weight,
         skip_bias=skip_bias,
     )

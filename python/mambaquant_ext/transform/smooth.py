@@ -57,7 +57,7 @@ def smooth_in(layer: MixerWeights, scale: Tensor) -> MixerWeights:
 
 def can_smooth_gate(layer: MixerWeights) -> bool:
     """Whether out_proj's input is a product or a norm's output, into which a scale per channel can be folded."""
-    return layer.in_z is not None or layer.out_norm is not None
+    return layer.in_z is not None or (layer.out_norm is not None and layer.excite is None)
 
 
 def smooth_gate(layer: MixerWeights, scale: Tensor) -> MixerWeights:
@@ -76,15 +76,15 @@ def smooth_gate(layer: MixerWeights, scale: Tensor) -> MixerWeights:
     """
     if layer.has_out_rotation:
         raise ValueError("smooth_gate: expected a block whose out_proj is not rotated yet")
-    merge_out = None if layer.merge_out is None else layer.merge_out * scale
-    layer = layer.replace(out=layer.out * scale, merge_out=merge_out)
+    merge_gate = None if layer.merge_gate is None else layer.merge_gate * scale
+    layer = layer.replace(out=layer.out * scale, merge_gate=merge_gate)
     if layer.in_z is not None and layer.in_z_bias is not None:
         return layer.replace(
             in_z=layer.in_z / scale[:, None],
             in_z_bias=layer.in_z_bias / scale,
             gate_scale=layer.gate_scale * scale,
         )
-    if layer.out_norm is None:
+    if layer.out_norm is None or layer.excite is not None:
         raise ValueError("smooth_gate: expected a block with a gate or a norm before out_proj")
     norm = layer.out_norm
     return layer.replace(out_norm=norm.replace(weight=norm.weight / scale, bias=norm.bias / scale))

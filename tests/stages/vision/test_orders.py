@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mambaquant_ext.model import orders
+from mambaquant_ext import orders
 
 WALKS = [
     orders.row_major,

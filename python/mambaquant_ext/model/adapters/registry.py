@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mambaquant_ext.artifacts import StreamWrite
 from mambaquant_ext.model.sites import BlockSite
 
 _ADAPTERS: dict[str, Adapter] = {}
@@ -48,9 +49,9 @@ class Adapter:
         """
         raise NotImplementedError
 
-    def centers_output(self, model: nn.Module, index: int) -> bool:
-        """Whether what block `index` adds to a rotated stream may lose its mean: a LayerNorm reads it."""
-        return True
+    def stream_behind(self, model: nn.Module, index: int) -> StreamWrite:
+        """What the rotated stream has to be behind block `index`."""
+        return StreamWrite.CENTERED
 
     def config(self, model: nn.Module) -> dict[str, Any]:
         """What `build` makes an equal model from, plain values; empty where the model must come from the user."""

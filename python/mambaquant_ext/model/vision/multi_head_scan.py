@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mambaquant_ext.model import orders
+from mambaquant_ext import orders
 from mambaquant_ext.model.vision.branches import SelectiveBranches
 from mambaquant_ext.model.vision.feedforward import conv_channels_last, depthwise_conv
 
