@@ -152,6 +152,7 @@ def test_a_number_that_no_float_holds_is_refused():
 # Layouts
 
 BACKWARD = ScanRoute(reverse=True)
+BY_COLUMN = TokenOrder("axes", (1, 0))
 CONV = ConvLayout(kernel=(4,))
 BRANCH = BranchLayout(dim=8, dstate=4, dt_rank=2)
 PLAIN = BlockLayout(hidden=6, dim=8, convs=(CONV,), branches=(BRANCH,))
@@ -169,7 +170,7 @@ HEADS = BlockLayout(
         BranchLayout(dim=4, dstate=2, dt_rank=3, conv=None),
     ),
     routes=(
-        ScanRoute(TokenOrder("axes", (1, 0))),
+        ScanRoute(BY_COLUMN),
         ScanRoute(TokenOrder("shuffle", (3,)), reverse=True, branch=1),
         ScanRoute(reverse=True, branch=2),
     ),
@@ -297,6 +298,26 @@ UNFIT = {
         {"routes": (ScanRoute(continues=True),)},
         "routes[0].continues: expected False, got True",
     ),
+    "a state of another branch": (
+        {
+            "branches": (BRANCH, BRANCH),
+            "routes": (ScanRoute(), ScanRoute(branch=1, continues=True)),
+        },
+        "routes.continues: expected branch 0 again, got 1",
+    ),
+    "one route to compare": ({"merge": Merge.VARIATION}, "routes: expected several"),
+    "gated heads": (
+        {"branches": (HALF, UPPER), "routes": TWO_ROUTES, "merge": Merge.GATED},
+        "merge: expected another than gated",
+    ),
+    "a norm behind a gated merge": (
+        {"merge": Merge.GATED, "out_norm": NormKind.RMS},
+        "merge: expected another than gated",
+    ),
+    "an excitation behind a gated merge": (
+        {"merge": Merge.GATED, "excite_dim": 2},
+        "merge: expected another than gated",
+    ),
     "a branch without a route": ({"branches": (BRANCH, BRANCH)}, "routes: expected"),
 }
 
@@ -308,6 +329,10 @@ def test_parts_that_do_not_fit_are_refused(changes, message):
 
 
 def test_heads_beside_each_other_and_routes_that_share_channels_fit():
+    two = (ScanRoute(), BACKWARD)
+    dataclasses.replace(PLAIN, merge=Merge.VARIATION, routes=two, out_norm=NormKind.RMS)
+    dataclasses.replace(PLAIN, merge=Merge.GATED, routes=two)
+    dataclasses.replace(PLAIN, routes=(ScanRoute(), ScanRoute(BY_COLUMN, continues=True)))
     dataclasses.replace(PLAIN, branches=(HALF, UPPER), routes=TWO_ROUTES)
     dataclasses.replace(
         PLAIN, branches=(UPPER, HALF), routes=(*TWO_ROUTES, ScanRoute(reverse=True))
@@ -318,7 +343,7 @@ def test_heads_beside_each_other_and_routes_that_share_channels_fit():
 
 NOT_SEQUENTIAL = {
     "reverse": {"routes": (ScanRoute(reverse=True),)},
-    "another order": {"routes": (ScanRoute(TokenOrder("axes", (1, 0))),)},
+    "another order": {"routes": (ScanRoute(BY_COLUMN),)},
     "two routes": {"routes": (ScanRoute(), ScanRoute())},
     "an image": {"convs": (ConvLayout(kernel=(3, 3)),)},
     "no convolution": {"convs": (), **with_branch(conv=None)},

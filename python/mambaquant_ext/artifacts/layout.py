@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import itertools
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -186,7 +188,7 @@ class BlockLayout:
 
         Raises:
             ValueError: a number outside its range, an index of a part that is not there, a branch without a
-                route, or branches that do not make up x.
+                route, branches that do not make up x, or routes that cannot be merged or continued.
         """
         for name, size in (("hidden", self.hidden), ("dim", self.dim)):
             _check(size >= 1, name, "at least 1", size)
@@ -205,6 +207,10 @@ class BlockLayout:
         for route in self.routes:
             inside = 0 <= route.branch < len(self.branches)
             _check(inside, "routes.branch", f"below {len(self.branches)}", route.branch)
+        for before, route in itertools.pairwise(self.routes):
+            # Only there is the state in the same basis: each branch has scales of its own.
+            fits = not route.continues or route.branch == before.branch
+            _check(fits, "routes.continues", f"branch {before.branch} again", route.branch)
         unused = set(range(len(self.branches))) - {route.branch for route in self.routes}
         _check(not unused, "routes", f"one for each of {len(self.branches)} branches", self.routes)
         self._check_heads()
@@ -225,6 +231,15 @@ class BlockLayout:
         )
         _check(
             has_norm or self.merge is not Merge.NORMED_SUM, "out_norm", "a norm to merge with", None
+        )
+        heads = Counter(self.branches[route.branch].first_channel for route in self.routes)
+        gated, varied = self.merge is Merge.GATED, self.merge is Merge.VARIATION
+        # A gated merge takes results behind their gates: nothing can come between.
+        is_last = not has_norm and width is None and len(heads) == 1
+        _check(is_last or not gated, "merge", "another than gated with norms or heads", "gated")
+        several = min(heads.values()) > 1
+        _check(
+            several or not varied, "routes", "several over each channel to tell apart", self.routes
         )
         _check(math.isfinite(threshold), "merge_threshold", "a finite number", threshold)
         _check(width is None or width >= 1, "excite_dim", "at least 1", width)
