@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from mambaquant_ext import ops
-from mambaquant_ext.calibrate import LanguageRun, collect_moments
+from mambaquant_ext.calibrate import BlockRun, LanguageRun, collect_moments
 from mambaquant_ext.config import PRESETS, Rotation
 from mambaquant_ext.model import (
     BranchWeights,
     ConvWeights,
+    Merge,
     MixerState,
     MixerWeights,
     NormWeights,
+    block_forward,
     language_model_forward,
     mixer_forward,
 )
@@ -23,6 +25,7 @@ from mambaquant_ext.model.checkpoint import load_float_model
 from mambaquant_ext.model.hf import language_model_weights
 from mambaquant_ext.pipeline import LanguageSource, folded
 from mambaquant_ext.transform import (
+    StreamRotation,
     apply,
     center_dt,
     fold_final_norm,
@@ -506,6 +509,35 @@ def differs(a, b):
         weights_differ(one, other) or any(getattr(one, m) != getattr(other, m) for m in marks)
         for one, other in zip(a.layers, b.layers, strict=True)
     )
+
+
+@pytest.mark.parametrize("merge", list(Merge))
+@pytest.mark.parametrize("switch", ["all", *SWITCHES])
+def test_a_block_of_many_parts_keeps_its_function(switch, merge, generator):
+    """Two branches, whatever merges them, a norm, an excitation, a normalised skip, a class token; R1 online."""
+    layer = models.many_parts(generator, merge).to(torch.float64)
+    x = torch.randn(4, 25, 16, generator=generator, dtype=torch.float64)
+    recipe = MAMBAQUANT
+    if switch != "all":
+        recipe = UNTRANSFORMED.replace(**{switch: SWITCHES[switch]})
+    folded_layer = fold_norm(layer) if needs_folded_norms(recipe) else layer
+    moments = collect_moments(BlockRun(folded_layer.to(torch.float32)), [x])
+    is_local = recipe.residual_rotation is not Rotation.NONE
+    result = transform_layer(
+        folded_layer, moments.layers[0], recipe, StreamRotation(is_local=is_local)
+    )
+    assert weights_differ(result, layer)
+    assert result.has_in_rotation == is_local
+    assert_relative(block_forward(result, x)[0], block_forward(layer, x)[0])
+
+
+@pytest.mark.parametrize("merge", list(Merge))
+def test_a_block_of_many_parts_takes_and_gives_a_rotated_stream(merge, generator):
+    layer = models.many_parts(generator, merge).to(torch.float64)
+    x = torch.randn(4, 9, 16, generator=generator, dtype=torch.float64)
+    rotation = random_rotation(16, generator)
+    result = rotate_residual_layer(fold_norm(layer), rotation)
+    assert_relative(block_forward(result, x @ rotation)[0], block_forward(layer, x)[0] @ rotation)
 
 
 def test_prefill_and_decode_equal_one_prefill_after_all_transforms():
