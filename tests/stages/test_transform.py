@@ -26,13 +26,13 @@ from mambaquant_ext.model.hf import language_model_weights
 from mambaquant_ext.pipeline import LanguageSource, folded
 from mambaquant_ext.transform import (
     StreamRotation,
-    apply,
     center_dt,
     fold_final_norm,
     fold_norm,
     klt_rotation,
     needs_folded_norms,
     pad_dt,
+    rotate,
     rotate_dt,
     rotate_in,
     rotate_out,
@@ -670,7 +670,7 @@ def test_r5_widens_a_dt_without_a_matrix_by_zeros(kind, dt_rank, widened):
 
 
 def test_a_dt_rank_beyond_every_matrix_names_the_nearest(monkeypatch):
-    monkeypatch.setattr(apply, "supported_hadamard_sizes", lambda: (1, 2, 4, 8))
+    monkeypatch.setattr(rotate, "supported_hadamard_sizes", lambda: (1, 2, 4, 8))
     recipe = UNTRANSFORMED.replace(dt_rotation=Rotation.HADAMARD)
     with pytest.raises(ValueError, match=r"8.*12"):
         transformed(models.Geometry("", dt_rank=11), recipe)

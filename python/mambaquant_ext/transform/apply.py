@@ -11,7 +11,7 @@ from torch import Tensor
 from mambaquant_ext.artifacts import BranchMoments, LayerMoments, MomentStats, StreamWrite
 from mambaquant_ext.config import Recipe, Rotation
 from mambaquant_ext.model import BranchWeights, LanguageModelWeights, MixerWeights
-from mambaquant_ext.ops import hadamard_matrix, supported_hadamard_sizes
+from mambaquant_ext.ops import hadamard_matrix
 from mambaquant_ext.transform import rotate, smooth
 from mambaquant_ext.transform.norms import fold_final_norm
 
@@ -188,8 +188,7 @@ def _transform_branch(
     if recipe.dt_rotation is Rotation.NONE:
         return branch
     # A rank without a Hadamard matrix is widened by zeros: rows that cost little, and no other transform exists.
-    sizes = supported_hadamard_sizes()
-    rank = next((size for size in sizes if size >= branch.dt_rank), branch.dt_rank)
+    rank = rotate.rotatable_rank(branch.dt_rank)
     padded = torch.zeros(rank, rank, dtype=torch.float64)
     padded[: branch.dt_rank, : branch.dt_rank] = moment
     rotation = _rotation(recipe.dt_rotation, padded, moments.samples)
