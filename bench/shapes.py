@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,36 @@ class LayerShape:
     width: int = 4
 
 
+@dataclass(frozen=True)
+class ImageShape:
+    """The depthwise conv of a vision block: dim (d_inner) channels of a grid of pixels, a square kernel."""
+
+    name: str
+    height: int
+    width: int
+    dim: int
+    kernel: int = 3
+    stride: int = 1
+
+    @property
+    def out_height(self) -> int:
+        """Rows of the output."""
+        return (self.height - 1) // self.stride + 1
+
+    @property
+    def out_width(self) -> int:
+        """Columns of the output."""
+        return (self.width - 1) // self.stride + 1
+
+
 DOCS = LayerShape("mamba-lm-docs", 384, 768, 24)
 M130 = LayerShape("mamba-130m", 768, 1536, 48)
 M370 = LayerShape("mamba-370m", 1024, 2048, 64)
 M790 = LayerShape("mamba-790m", 1536, 3072, 96)
 M1400 = LayerShape("mamba-1.4b", 2048, 4096, 128)
 M2800 = LayerShape("mamba-2.8b", 2560, 5120, 160)
+VIM_TINY = LayerShape("vim-tiny", 192, 384, 12)
+VIM_GRID = (14, 14)  # tokens of an image
 
 # By preset of bench.run (quick, full) and of bench.gpu (gpu-quick, gpu).
 MODELS = {
@@ -38,3 +62,19 @@ PREFILL_TOKENS = {
     "gpu-quick": [2048],
     "gpu": [512, 2048],
 }
+
+# The four stages of VMamba-T at 224 x 224; MSVMamba also scans each at half its size, which a conv makes.
+VMAMBA_TINY = [
+    ImageShape(f"vmamba-tiny stage {stage + 1}", 56 >> stage, 56 >> stage, 96 << stage)
+    for stage in range(4)
+]
+MSVMAMBA_TINY = [
+    replace(image, name=f"ms{image.name}", kernel=7, stride=2) for image in VMAMBA_TINY[:3]
+]
+IMAGES = {
+    "quick": [VMAMBA_TINY[1], MSVMAMBA_TINY[1]],
+    "full": [*VMAMBA_TINY, *MSVMAMBA_TINY],
+    "gpu-quick": [VMAMBA_TINY[1], MSVMAMBA_TINY[1]],
+    "gpu": [*VMAMBA_TINY, *MSVMAMBA_TINY],
+}
+IMAGE_BATCH = {"quick": [1], "full": [1, 8], "gpu-quick": [64], "gpu": [1, 64]}

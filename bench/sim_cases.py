@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.shapes import M130, M2800, MODELS
+from bench.shapes import IMAGES, M130, M2800, MODELS, VIM_GRID, VIM_TINY
 from mambaquant_ext import ops
 
 TOKENS = 2048
@@ -39,6 +39,7 @@ class SimCase:
 
 ONE_PASS = {"bytes": 1.05, "sectors": 1.05}
 CONFLICT_FREE = {"wavefronts": 1.10}
+CONV2D = {"bytes": 1.20, "sectors": 1.20}
 SCAN = {"bytes": 1.15, "wavefronts": 1.10, "instructions": 15.0}
 
 
@@ -156,6 +157,31 @@ def conv1d_cases() -> Iterator[SimCase]:
             )  # fmt: skip
 
 
+def conv2d_cases() -> Iterator[SimCase]:
+    """Each stage of a vision model, many images; one image, where the device must be filled by splitting it."""
+    for image in IMAGES["gpu"]:
+        for batch in (1, 64):
+            shape = (batch, image.height, image.width, image.dim)
+            kernel = (image.kernel, image.kernel, image.dim)
+            given = {
+                "x": torch.randint(-127, 128, shape, dtype=torch.int8),
+                "x_scale": torch.full((image.dim,), 0.02),
+                "weight": torch.randint(-127, 128, kernel, dtype=torch.int8),
+                "weight_scale": torch.full((image.dim,), 0.002),
+                "bias": torch.randn(image.dim),
+                "out_scale": torch.full((image.dim,), 0.02),
+                "out_zero_point": torch.randint(-100, 100, (image.dim,), dtype=torch.int32),
+                "stride": image.stride,
+            }
+            outputs = batch * image.out_height * image.out_width * image.dim
+            name = f"{image.name} batch {batch}"
+            # Strips read columns twice, and the shorter chunks of less work more rows.
+            limits = CONV2D if image.kernel == 3 and outputs > 10**7 else {}
+            yield _case(
+                "depthwise_conv2d_quantize", name, given, outputs, {**CONFLICT_FREE, **limits}
+            )
+
+
 def _scan_arguments(
     batch: int, seqlen: int, dim: int, readout: str, dt_dtype: torch.dtype, dtype: torch.dtype
 ) -> dict[str, Any]:
@@ -214,6 +240,20 @@ def selective_scan_cases() -> Iterator[SimCase]:
         given = _scan_arguments(16, 512, M2800.dim, readout, f32, f16)
         shape = f"16x512x{M2800.dim} {readout}, y f16"
         yield _case("selective_scan", shape, given, 16 * 512 * M2800.dim * 16, SCAN)
+    # Images walked column by column, without an order and with it.
+    height, width = VIM_GRID
+    tokens, dim = height * width, VIM_TINY.dim
+    columns = torch.arange(tokens, dtype=torch.int32).view(height, width).T.flatten()
+    for chunk_size, how in ((tokens, ", in sequence"), (0, "")):
+        given = _scan_arguments(8, tokens, dim, "rotated", f32, f32) | {"chunk_size": chunk_size}
+        addend = torch.randn(8, tokens, dim)
+        for route, more in (
+            ("by rows", {}),
+            ("by columns", {"order": columns}),
+            ("by columns, addend", {"order": columns, "addend": addend}),
+        ):
+            shape = f"8x{height}x{width}x{dim} rotated {route}{how}"
+            yield _case("selective_scan", shape, {**given, **more}, 8 * tokens * dim * 16, {})
     for batch in (1, 64):
         given = _scan_arguments(batch, 0, M2800.dim, "rotated", f32, f32)
         given["ssm_state"] = torch.randn(batch, 16, M2800.dim)
@@ -259,6 +299,7 @@ GROUPS: dict[str, Callable[[], Iterator[SimCase]]] = {
     "norm": norm_cases,
     "hadamard": hadamard_cases,
     "conv1d": conv1d_cases,
+    "conv2d": conv2d_cases,
     "selective_scan": selective_scan_cases,
     "gemm": gemm_cases,
 }

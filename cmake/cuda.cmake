@@ -35,6 +35,7 @@ set(MBQ_CUDA_SOURCES
     csrc/cuda/norm.cu
     csrc/cuda/hadamard.cu
     csrc/cuda/conv1d.cu
+    csrc/cuda/conv2d.cu
     csrc/cuda/gemm.cu
     csrc/cuda/gemm_plan.cu
     csrc/cuda/gemm_tiles_large.cu

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "mambaquant/conv1d.h"
+#include "mambaquant/conv2d.h"
 #include "mambaquant/gemm.h"
 #include "mambaquant/hadamard.h"
 #include "mambaquant/norm.h"
@@ -11,17 +12,18 @@
 #include "mambaquant/selective_scan.h"
 
 // X(launcher, params struct)
-#define MBQ_CPU_KERNELS(X)                              \
-  X(quantize, QuantizeParams)                           \
-  X(dequantize, DequantizeParams)                       \
-  X(norm_quantize, NormQuantizeParams)                  \
-  X(hadamard_transform, HadamardParams)                 \
-  X(hadamard_quantize, HadamardParams)                  \
-  X(causal_conv1d_quantize, CausalConv1dQuantizeParams) \
-  X(selective_scan, SelectiveScanParams)                \
-  X(pack_gemm_weight, PackGemmWeightParams)             \
-  X(gemm, GemmParams)                                   \
-  X(gemm_dequantize, GemmDequantizeParams)              \
+#define MBQ_CPU_KERNELS(X)                                    \
+  X(quantize, QuantizeParams)                                 \
+  X(dequantize, DequantizeParams)                             \
+  X(norm_quantize, NormQuantizeParams)                        \
+  X(hadamard_transform, HadamardParams)                       \
+  X(hadamard_quantize, HadamardParams)                        \
+  X(causal_conv1d_quantize, CausalConv1dQuantizeParams)       \
+  X(depthwise_conv2d_quantize, DepthwiseConv2dQuantizeParams) \
+  X(selective_scan, SelectiveScanParams)                      \
+  X(pack_gemm_weight, PackGemmWeightParams)                   \
+  X(gemm, GemmParams)                                         \
+  X(gemm_dequantize, GemmDequantizeParams)                    \
   X(gemm_requantize, GemmRequantizeParams)
 
 namespace mambaquant::cpu {

@@ -42,6 +42,11 @@ TORCH_LIBRARY(mambaquant, m) {
       "causal_conv1d_update_quantize(Tensor x, Tensor(a!) conv_state, Tensor x_scale, Tensor weight,"
       " Tensor weight_scale, Tensor? bias, Tensor out_scale, Tensor? out_zero_point) -> Tensor");
 
+  // conv2d. Depthwise over an image with zeros around it, then SiLU: x (batch, height, width, dim) int8.
+  m.def(
+      "depthwise_conv2d_quantize(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor? bias,"
+      " Tensor out_scale, Tensor? out_zero_point, int stride) -> Tensor");
+
   // selective_scan. x, B, C, z int8 with scales; dt float before softplus; state float32 (batch, dstate, dim).
   // order: the walk over the tokens, a permutation (seqlen,) int32; addend: joins y before the gate.
   m.def(

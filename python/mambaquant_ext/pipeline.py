@@ -16,6 +16,7 @@ from mambaquant_ext.calibrate import (
     CalibrationRun,
     LanguageRun,
     ModuleRun,
+    check_stand_ins,
     collect_moments,
     collect_ranges,
 )
@@ -23,6 +24,7 @@ from mambaquant_ext.config import Fidelity, Recipe, Rotation
 from mambaquant_ext.model import LanguageModelWeights, MixerWeights
 from mambaquant_ext.model.adapters import adapter_for
 from mambaquant_ext.model.hf import block_weights, is_language_model, language_model_weights
+from mambaquant_ext.model.sites import BlockSite
 from mambaquant_ext.pack import pack_block, pack_blocks, pack_head, pack_linear
 from mambaquant_ext.run import QuantMambaBlock
 from mambaquant_ext.run.swap import swap_
@@ -96,6 +98,13 @@ def _tensors(batch: Any) -> list[Tensor]:
 class Source(Protocol):
     """A float model as the pipeline sees it: something to run, to transform, and to pack."""
 
+    def check(self, batch: Any) -> None:
+        """Refuses a model whose blocks are not understood rightly.
+
+        Args:
+            batch: of calibration data.
+        """
+
     def folded_run(self, recipe: Recipe) -> CalibrationRun:
         """The model with its norms folded, if the recipe's transforms expect that."""
 
@@ -126,6 +135,9 @@ class LanguageSource:
     def __init__(self, weights: LanguageModelWeights) -> None:
         """Takes float32 weights."""
         self.weights = weights
+
+    def check(self, batch: Any) -> None:
+        """See Source: a language model's structure is known, and its parts are checked as they are read."""
 
     def folded_run(self, recipe: Recipe) -> LanguageRun:
         """See Source."""
@@ -166,15 +178,23 @@ class ModuleSource:
             model: float, on the CPU; it is left alone.
 
         Raises:
-            TypeError: a model that no adapter knows.
-            ValueError: no blocks.
+            TypeError: a model that no adapter knows, or a block of another kind.
+            ValueError: no blocks, or one that is not supported; names it.
         """
         self.model = model
         self.adapter = adapter_for(model)
         self.sites = self.adapter.sites(model)
         if not self.sites:
             raise ValueError(f"quantize: expected Mamba blocks in {type(model).__name__}, got none")
-        self.layers = [site.weights() for site in self.sites]
+        self.layers = [_read(site) for site in self.sites]
+
+    def check(self, batch: Any) -> None:
+        """See Source.
+
+        Raises:
+            ValueError: blocks that the adapter describes wrongly.
+        """
+        check_stand_ins(self.model, self.sites, self.layers, batch, self.adapter.name)
 
     def folded_run(self, recipe: Recipe) -> ModuleRun:
         """See Source."""
@@ -193,7 +213,8 @@ class ModuleSource:
         surroundings = copy.deepcopy(self.model).double()
         rotations = self._rotate(surroundings, moments, recipe)
         layers = folded(self.layers, recipe, torch.float64)
-        layers = transform_layers(layers, moments, recipe, rotations, dtype)
+        names = [site.name for site in self.sites]
+        layers = transform_layers(layers, moments, recipe, rotations, dtype, names)
         head = self.adapter.head if recipe.quantize_head else None
         return ModuleRun(surroundings.to(dtype), self.sites, layers, head)
 
@@ -234,6 +255,14 @@ class ModuleSource:
             recipe=recipe,
             provenance=provenance,
         )
+
+
+def _read(site: BlockSite) -> MixerWeights:
+    """A block's weights, or an error that names the block."""
+    try:
+        return site.weights()
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{site.name}: {error}") from None
 
 
 def _packed_linear(model: nn.Module, name: str, ranges: RangeStats, recipe: Recipe) -> PackedLinear:
@@ -280,11 +309,13 @@ def quantize_source(
         The packed model.
 
     Raises:
-        ValueError: no batches, a batch that the model refuses, activations that are not finite, too few tokens for a
-            KLT, or a width without a Hadamard matrix.
+        ValueError: no batches, a batch that the model refuses, blocks that the model's adapter describes wrongly,
+            activations that are not finite, too few tokens for a KLT, or a width without a Hadamard matrix.
         TypeError: batches of another type.
     """
     kept = list(batches)
+    if kept:
+        source.check(kept[0])
 
     def report(stage: str) -> Callable[[int], None]:
         return lambda done: progress(stage, done, len(kept))

@@ -199,6 +199,28 @@ def _conv_update(i: _Inputs) -> str:
     return _equal(torch.stack(steps, 1), i.conv()[0])
 
 
+def _conv2d(i: _Inputs) -> str:
+    height, width = 3, TOKENS
+    x = torch.stack([i.a, i.z[0], -i.a])[None]
+    weight = torch.stack([i.conv_weight[:3], i.z[0, :3], i.a[:3]])
+    padded = F.pad(x.double() * i.channel_scale, (0, 0, 1, 1, 1, 1))
+    taps = weight.double() * i.channel_scale
+    value = sum(
+        padded[:, m : m + height, n : n + width] * taps[m, n] for m in range(3) for n in range(3)
+    )
+    assert isinstance(value, Tensor)
+    q = ops.depthwise_conv2d_quantize(
+        x,
+        i.channel_scale,
+        weight,
+        i.channel_scale,
+        None,
+        i.channel_scale,
+        i.zero_point,
+    )
+    return _int8_close(q, F.silu(value) / i.channel_scale + i.zero_point, low=-128)
+
+
 def _scan(i: _Inputs) -> str:
     y, _ = ops.selective_scan(
         i.a[None],
@@ -256,6 +278,7 @@ _CHECKS: dict[str, Callable[[_Inputs], str]] = {
     "gemm_requantize": _gemm_requantize,
     "causal_conv1d_quantize": _conv,
     "causal_conv1d_update_quantize": _conv_update,
+    "depthwise_conv2d_quantize": _conv2d,
     "selective_scan": _scan,
     "selective_scan_update": _scan_update,
 }

@@ -11,7 +11,15 @@ from bench.gpu_machine import QUERIES, lines, parse_query, query
 from bench.gpu_timer import ROUNDS, NotAheadError, make_timer, queued_batch
 from bench.harness import BenchCase, Timing, group_cases, groups_of
 from bench.roofs import Roofs
-from bench.shapes import DECODE_TOKENS, MODELS, PREFILL_TOKENS, LayerShape
+from bench.shapes import (
+    DECODE_TOKENS,
+    IMAGE_BATCH,
+    IMAGES,
+    MODELS,
+    PREFILL_TOKENS,
+    ImageShape,
+    LayerShape,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -207,6 +215,9 @@ class TestRun:
         monkeypatch.setitem(MODELS, "tiny", [LayerShape("tiny", 32, 64, 8)])
         monkeypatch.setitem(DECODE_TOKENS, "tiny", [1, 3])
         monkeypatch.setitem(PREFILL_TOKENS, "tiny", [40])
+        images = [ImageShape("tiny", 9, 8, 64), ImageShape("tiny", 9, 8, 64, kernel=7, stride=2)]
+        monkeypatch.setitem(IMAGES, "tiny", images)
+        monkeypatch.setitem(IMAGE_BATCH, "tiny", [1, 3])
 
     @pytest.mark.parametrize("group", list(groups_of()))
     def test_rows_of_every_group(self, group, small):

@@ -40,7 +40,7 @@ def test_bytes_count_every_tensor_once():
 
 def test_every_operator_that_runs_in_a_model_has_a_case():
     assert set(sim_cases.GROUPS) == {
-        "quantize", "norm", "hadamard", "conv1d", "selective_scan", "gemm"
+        "quantize", "norm", "hadamard", "conv1d", "conv2d", "selective_scan", "gemm"
     }  # fmt: skip
 
 

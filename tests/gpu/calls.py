@@ -4,6 +4,7 @@ import torch
 
 from cases import inputs
 from cases.conv1d import ConvCase
+from cases.conv2d import Conv2dCase
 from cases.gemm import GemmCase
 from cases.selective_scan import ScanCase
 from mambaquant_ext import ops
@@ -68,8 +69,13 @@ def _conv_update(generator):
     return {**given, "x": given["x"][:, 0].contiguous(), "conv_state": given["initial_state"]}
 
 
+def _conv2d(generator):
+    return Conv2dCase("", height=9, width=16, dim=40, kernel=(7, 7), stride=2).make(generator)
+
+
 def _scan(generator):
-    given = ScanCase("", seqlen=70, dim=40).make(generator)
+    case = ScanCase("", seqlen=70, dim=40, order="random", addend_dtype=torch.float16)
+    given = case.make(generator)
     readout = {"readout_scale": inputs.positive((40,), generator), "rotate_state": True}
     return {**given, **readout, "chunk_size": 0, "dtype": torch.float32}
 
@@ -94,6 +100,7 @@ MAKERS = {
     "gemm_requantize": _gemm,
     "causal_conv1d_quantize": _conv,
     "causal_conv1d_update_quantize": _conv_update,
+    "depthwise_conv2d_quantize": _conv2d,
     "selective_scan": _scan,
     "selective_scan_update": _scan_update,
 }

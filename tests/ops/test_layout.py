@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cases import inputs
 from cases.conv1d import ConvCase
+from cases.conv2d import Conv2dCase
 from cases.gemm import GemmCase
 from cases.hadamard import HadamardCase
 from cases.norm import NormCase
@@ -143,6 +144,14 @@ def conv_call(draw, generator, name):
     return Call(updating(name, "conv_state"), given, ("x", "conv_state"), ("x",))
 
 
+def conv2d_call(draw, generator, name):
+    kernel = draw(st.sampled_from([(3, 3), (7, 7), (1, 5)]))
+    sizes = draw(rows), draw(st.integers(1, 16)), draw(st.integers(1, 16)), draw(dims)
+    flags = draw(st.integers(1, 2)), draw(st.booleans()), draw(st.booleans())
+    given = Conv2dCase("", *sizes, kernel, *flags).make(generator)
+    return Call(of(name), given, ("x",), ("x",))
+
+
 TOKENS = ("x", "dt", "B", "C", "z")
 WALK = ("initial_state", "reverse", "order", "addend")  # what a single token has not
 
@@ -183,6 +192,7 @@ MAKERS = {
     "gemm_requantize": gemm_call,
     "causal_conv1d_quantize": conv_call,
     "causal_conv1d_update_quantize": conv_call,
+    "depthwise_conv2d_quantize": conv2d_call,
     "selective_scan": scan_call,
     "selective_scan_update": scan_call,
 }

@@ -6,6 +6,15 @@ import torch
 from .quantize import quantize
 
 
+def epilogue(acc, x_scale, weight_scale, bias, out_scale, out_zero_point):
+    """q of integer sums: scale, bias, SiLU and rounding of every convolution."""
+    v = acc.float() * (x_scale * weight_scale)
+    if bias is not None:
+        v = v + bias
+    y = (v.double() * torch.sigmoid(v.double())).float()
+    return quantize(y, out_scale, out_zero_point, axis=1)
+
+
 def causal_conv1d_quantize(
     x,
     x_scale,
@@ -30,10 +39,6 @@ def causal_conv1d_quantize(
     acc = torch.zeros(batch, seqlen, dim, dtype=torch.int64)
     for j in range(width):
         acc += weight[j].long() * history[:, j : j + seqlen].long()
-    v = acc.float() * (x_scale * weight_scale)
-    if bias is not None:
-        v = v + bias
-    y = (v.double() * torch.sigmoid(v.double())).float()
     q = torch.empty_like(walk)
-    q[:, steps] = quantize(y, out_scale, out_zero_point, axis=1)
+    q[:, steps] = epilogue(acc, x_scale, weight_scale, bias, out_scale, out_zero_point)
     return q, history[:, seqlen:]

@@ -9,7 +9,7 @@ CONV, CONV_UPDATE = "causal_conv1d_quantize", "causal_conv1d_update_quantize"
 KERNELS = [
     *("quantize", "quantize_dynamic", "dequantize", "rmsnorm_quantize", "layernorm_quantize"),
     *("hadamard_transform", "hadamard_quantize", "gemm", "gemm_dequantize", "gemm_requantize"),
-    *(CONV, CONV_UPDATE, "selective_scan", "selective_scan_update"),
+    *(CONV, CONV_UPDATE, "depthwise_conv2d_quantize", "selective_scan", "selective_scan_update"),
 ]
 
 

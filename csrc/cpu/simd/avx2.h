@@ -126,6 +126,36 @@ inline I32 operator-(I32 a, I32 b) { return {_mm256_sub_epi32(a.v, b.v)}; }
 inline F32 to_f32(I32 a) { return {_mm256_cvtepi32_ps(a.v)}; }
 inline I32 to_i32(F32 a) { return {_mm256_cvtps_epi32(a.v)}; }
 
+struct Pairs {
+  __m256i v;
+};
+inline __m128i load_bytes(const int8_t* p) {
+  return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+}
+inline __m128i load_bytes(const int8_t* p, int64_t n) {
+  alignas(8) int8_t buffer[8] = {};
+  std::memcpy(buffer, p, static_cast<size_t>(n));
+  return load_bytes(buffer);
+}
+// The sign that stands above b's bits is shifted out, a's is covered by b.
+inline Pairs zip_pairs(__m128i a, __m128i b) {
+  const __m256i high = _mm256_slli_epi32(_mm256_cvtepi8_epi32(b), 16);
+  return {_mm256_blend_epi16(_mm256_cvtepi8_epi32(a), high, 0xaa)};
+}
+inline Pairs load_pairs(const int8_t* a, const int8_t* b) {
+  return zip_pairs(load_bytes(a), load_bytes(b));
+}
+inline Pairs load_pairs(const int8_t* a, const int8_t* b, int64_t n) {
+  return zip_pairs(load_bytes(a, n), load_bytes(b, n));
+}
+inline Pairs load_pairs(const int8_t* a) { return {_mm256_cvtepi8_epi32(load_bytes(a))}; }
+inline Pairs load_pairs(const int8_t* a, int64_t n) {
+  return {_mm256_cvtepi8_epi32(load_bytes(a, n))};
+}
+inline I32 dot(I32 acc, Pairs x, Pairs w) {
+  return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(x.v, w.v))};
+}
+
 inline float reduce_add(F32 a) {
   const __m128 half = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   const __m128 pair = _mm_add_ps(half, _mm_movehl_ps(half, half));

@@ -115,6 +115,30 @@ inline I32 operator-(I32 a, I32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 inline F32 to_f32(I32 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline I32 to_i32(F32 a) { return {_mm512_cvtps_epi32(a.v)}; }
 
+struct Pairs {
+  __m512i v;
+};
+// The sign that stands above b's bits is shifted out, a's is covered by b.
+inline Pairs zip_pairs(__m128i a, __m128i b) {
+  const __m512i high = _mm512_slli_epi32(_mm512_cvtepi8_epi32(b), 16);
+  return {_mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_cvtepi8_epi32(a), high)};
+}
+inline Pairs load_pairs(const int8_t* a, const int8_t* b) {
+  return zip_pairs(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a)),
+                   _mm_loadu_si128(reinterpret_cast<const __m128i*>(b)));
+}
+inline Pairs load_pairs(const int8_t* a, const int8_t* b, int64_t n) {
+  const __mmask16 mask = lane_mask(n);
+  return zip_pairs(_mm_maskz_loadu_epi8(mask, a), _mm_maskz_loadu_epi8(mask, b));
+}
+inline Pairs load_pairs(const int8_t* a) {
+  return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a)))};
+}
+inline Pairs load_pairs(const int8_t* a, int64_t n) {
+  return {_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(lane_mask(n), a))};
+}
+inline I32 dot(I32 acc, Pairs x, Pairs w) { return {_mm512_dpwssd_epi32(acc.v, x.v, w.v)}; }
+
 inline float reduce_add(F32 a) { return _mm512_reduce_add_ps(a.v); }
 inline float reduce_max(F32 a) { return _mm512_reduce_max_ps(a.v); }
 // First n lanes of a, the rest 0.

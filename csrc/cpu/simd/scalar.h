@@ -131,6 +131,17 @@ inline I32 operator-(I32 a, I32 b) { return {a.v - b.v}; }
 inline F32 to_f32(I32 a) { return {static_cast<float>(a.v)}; }
 inline I32 to_i32(F32 a) { return {static_cast<int32_t>(round_even(a).v)}; }
 
+struct Pairs {
+  int32_t first, second;
+};
+inline Pairs load_pairs(const int8_t* a, const int8_t* b) { return {*a, *b}; }
+inline Pairs load_pairs(const int8_t* a, const int8_t* b, int64_t) { return {*a, *b}; }
+inline Pairs load_pairs(const int8_t* a) { return {*a, 0}; }
+inline Pairs load_pairs(const int8_t* a, int64_t) { return {*a, 0}; }
+inline I32 dot(I32 acc, Pairs x, Pairs w) {
+  return {acc.v + x.first * w.first + x.second * w.second};
+}
+
 inline float reduce_add(F32 a) { return a.v; }
 inline float reduce_max(F32 a) { return a.v; }
 inline F32 keep_first(F32 a, int64_t n) { return {n > 0 ? a.v : 0.0f}; }

@@ -11,6 +11,10 @@
 //   min(a, b), max(a, b)         b where either is NaN, on every ISA
 //   round_even                   nearest integer, ties to even
 //   to_f32(I32), to_i32(F32)     conversion, ties to even
+//   load_pairs(a, b)             Pairs, kLanes times two int16: a[i] and b[i] of two rows of int8
+//   load_pairs(a)                a[i] and anything
+//   load_pairs(a, b, n), load_pairs(a, n)  the first n lanes alone
+//   dot(acc, x, w)               int32: acc + x[i].first * w[i].first + x[i].second * w[i].second
 //   reduce_add, reduce_max       over lanes
 //   keep_first(a, n)             first n lanes of a, the rest 0
 //   hadamard_lanes               unnormalised Sylvester transform across the lanes of one vector

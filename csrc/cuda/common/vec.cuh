@@ -58,6 +58,11 @@ __device__ inline int64_t opaque(int64_t x) {
   asm volatile("" : "+l"(x));
   return x;
 }
+// Nor does it work out again for each bit what the bits were made from.
+__device__ inline uint32_t opaque(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 
 // The same elements one by one where addresses may lie between multiples of the vector's size.
 template <int32_t kCount, typename T>

@@ -2,6 +2,7 @@
 
 from mambaquant_ext import _load as _load
 from mambaquant_ext.ops.conv1d import causal_conv1d_quantize, causal_conv1d_update_quantize
+from mambaquant_ext.ops.conv2d import depthwise_conv2d_quantize
 from mambaquant_ext.ops.gemm import gemm, gemm_dequantize, gemm_requantize, pack_gemm_weight
 from mambaquant_ext.ops.hadamard import (
     hadamard_matrix,
@@ -16,6 +17,7 @@ from mambaquant_ext.ops.selective_scan import selective_scan, selective_scan_upd
 __all__ = [
     "causal_conv1d_quantize",
     "causal_conv1d_update_quantize",
+    "depthwise_conv2d_quantize",
     "dequantize",
     "gemm",
     "gemm_dequantize",

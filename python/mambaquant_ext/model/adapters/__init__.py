@@ -3,11 +3,15 @@
 Whoever has a model of their own writes one and registers it; nothing here needs to change (docs/adapters.md).
 """
 
+from mambaquant_ext.model.adapters.kinds import BlockKind, KindsAdapter
 from mambaquant_ext.model.adapters.mamba_nd import (
     MambaNDEncoderAdapter,
     MambaNDImageAdapter,
     MambaNDVideoAdapter,
 )
+from mambaquant_ext.model.adapters.mhs_vm import MHSAdapter
+from mambaquant_ext.model.adapters.mixers import MixersAdapter, UNetAdapter
+from mambaquant_ext.model.adapters.msvmamba import MSVMambaAdapter
 from mambaquant_ext.model.adapters.registry import (
     Adapter,
     adapter,
@@ -18,9 +22,12 @@ from mambaquant_ext.model.adapters.registry import (
 )
 from mambaquant_ext.model.adapters.rsmamba import RSMambaAdapter
 from mambaquant_ext.model.adapters.vim import VimAdapter
+from mambaquant_ext.model.adapters.vmamba import VMambaAdapter
 
 __all__ = [
     "Adapter",
+    "BlockKind",
+    "KindsAdapter",
     "adapter",
     "adapter_for",
     "adapter_names",
@@ -28,8 +35,17 @@ __all__ = [
     "register_adapter",
 ]
 
-register_adapter(VimAdapter())
-register_adapter(MambaNDImageAdapter())
-register_adapter(MambaNDVideoAdapter())
-register_adapter(MambaNDEncoderAdapter())
-register_adapter(RSMambaAdapter())
+# The last one registered is asked first.
+for _adapter in (
+    MixersAdapter(),
+    UNetAdapter(),
+    MHSAdapter(),
+    MSVMambaAdapter(),
+    VMambaAdapter(),
+    RSMambaAdapter(),
+    MambaNDEncoderAdapter(),
+    MambaNDVideoAdapter(),
+    MambaNDImageAdapter(),
+    VimAdapter(),
+):
+    register_adapter(_adapter)
