@@ -201,7 +201,7 @@ class QuantLinear(FrozenModule):
         """
         if self._packed is not None:
             assert self.in_scale is not None
-            q = ops.quantize(x.reshape(-1, self.in_features), self.in_scale)
+            q = ops.quantize(x.reshape(-1, self.in_features).contiguous(), self.in_scale)
             out: Tensor = self._packed.dequantize(q, self.in_scale).unflatten(0, x.shape[:-1])
             return out
         assert self._float is not None
