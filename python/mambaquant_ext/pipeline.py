@@ -194,7 +194,8 @@ class ModuleSource:
         Raises:
             ValueError: blocks that the adapter describes wrongly.
         """
-        check_stand_ins(self.model, self.sites, self.layers, batch, self.adapter.name)
+        layers = [layer.to(torch.float32) for layer in self.layers]
+        check_stand_ins(self.model, self.sites, layers, batch, self.adapter.name)
 
     def folded_run(self, recipe: Recipe) -> ModuleRun:
         """See Source."""

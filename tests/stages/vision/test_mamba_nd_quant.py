@@ -190,6 +190,16 @@ def test_a_sample_does_not_depend_on_its_batch(name, isa):
     assert_rows_stand_alone(found, unseen(name))
 
 
+def test_blocks_and_head_take_any_strides(generator):
+    """As the float modules in their place do."""
+    found, _ = quantized(model("image"), batches("image"))
+    tokens = torch.randn(2, 24, 48, generator=generator)
+    transposed = tokens.transpose(1, 2).contiguous().transpose(1, 2)
+    for module in (found.backbone.layers[0], found.head.fc):
+        for sample in (slice(None), slice(1)):
+            assert_equal(module(transposed[sample]), module(tokens[sample]))
+
+
 @names
 def test_the_configuration_names_its_adapter(name):
     adapter = adapter_for(model(name))

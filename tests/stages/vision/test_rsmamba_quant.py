@@ -62,7 +62,7 @@ def test_a_mean_takes_biases(path_type):
 @pytest.mark.parametrize("path_type", [p for p in PathType if p.is_gated])
 def test_a_gate_behind_a_bias_is_refused(path_type):
     biased = model(path_type, out_proj_bias=True)
-    match = rf"^RSMamba: expected out_proj_bias False with path_type '{path_type.value}', got True"
+    match = r"^backbone\.layers\.0: expected no bias of out_proj with gated paths, got one"
     with pytest.raises(ValueError, match=match):
         quantized(biased, batches())
 

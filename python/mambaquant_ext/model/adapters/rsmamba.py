@@ -30,18 +30,9 @@ class RSMambaAdapter(ConfiguredAdapter):
     config_class = RSMambaConfig
 
     def sites(self, model: nn.Module) -> list[BlockSite]:
-        """See Adapter.
-
-        Raises:
-            ValueError: a gate behind an out_proj with a bias.
-        """
+        """See Adapter."""
         assert isinstance(model, RSMamba)
-        config = model.config
-        if config.path_type.is_gated and config.out_proj_bias:
-            raise ValueError(
-                f"RSMamba: expected out_proj_bias False with path_type {config.path_type.value!r}, got True"
-            )
-        return [_site(model, index) for index in range(config.depth)]
+        return [_site(model, index) for index in range(model.config.depth)]
 
 
 def _site(model: RSMamba, index: int) -> BlockSite:
@@ -60,7 +51,12 @@ def rsmamba_layer_weights(layer: RSMambaLayer, gate: nn.Module | None) -> MixerW
     Args:
         layer: float.
         gate: the linear layer (paths * hidden) -> (paths), or None for a mean.
+
+    Raises:
+        ValueError: a gate that sees a bias of out_proj.
     """
+    if gate is not None and layer.out_proj.bias is not None:
+        raise ValueError("expected no bias of out_proj with gated paths, got one")
     weights = mixer_weights(layer, None)
     shuffled = layer.config.shuffle(layer.index)
     paths = layer.config.path_type.paths
