@@ -9,21 +9,22 @@ from torch import nn
 
 from mambaquant_ext.model.adapters.registry import Adapter
 from mambaquant_ext.model.vision.config import VisionConfig
+from mambaquant_ext.model.vision.config_fields import FieldConfig
 
 # Names the adapter in a config.json.
 ARCHITECTURE = "architecture"
 
 
 class ConfiguredAdapter(Adapter):
-    """Of models that are model_class(config), config one of config_class.
+    """A family of models, each made from a configuration.
 
     Attributes:
-        model_class: of the models.
-        config_class: of their configuration.
+        model_class: made from a config_class; has it as `config`.
+        config_class: its values.
     """
 
     model_class: type[nn.Module]
-    config_class: type[VisionConfig]
+    config_class: type[VisionConfig] | type[FieldConfig]
 
     def matches(self, model: nn.Module) -> bool:
         """See Adapter."""
@@ -32,7 +33,7 @@ class ConfiguredAdapter(Adapter):
     def config(self, model: nn.Module) -> dict[str, Any]:
         """See Adapter."""
         config = model.config
-        assert isinstance(config, VisionConfig)
+        assert isinstance(config, self.config_class)
         return {ARCHITECTURE: self.name, **config.to_dict()}
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from torch import nn
 
+from mambaquant_ext.model.adapters.configured import ConfiguredAdapter
 from mambaquant_ext.model.adapters.registry import Adapter
 from mambaquant_ext.model.sites import BlockSite, Contract
-from mambaquant_ext.model.vision.config_fields import FieldConfig
 from mambaquant_ext.model.weights import MixerWeights
 
 
@@ -67,28 +66,5 @@ class KindsAdapter(Adapter):
                     yield name, module, kind
 
 
-class FamilyAdapter(KindsAdapter):
-    """A family of this package's own models, each made from a configuration.
-
-    Attributes:
-        model_class: made from a config_class; has it as `config`.
-        config_class: its values.
-    """
-
-    model_class: type[nn.Module]
-    config_class: type[FieldConfig]
-
-    def matches(self, model: nn.Module) -> bool:
-        """See Adapter."""
-        return isinstance(model, self.model_class)
-
-    def config(self, model: nn.Module) -> dict[str, Any]:
-        """See Adapter."""
-        config = model.config
-        assert isinstance(config, self.config_class)
-        return {"architecture": self.name, **config.to_dict()}
-
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
-        """See Adapter."""
-        fields = {name: value for name, value in config.items() if name != "architecture"}
-        return self.model_class(self.config_class.from_dict(fields))
+class FamilyAdapter(ConfiguredAdapter, KindsAdapter):
+    """A family of this package's own models, whose blocks are of certain kinds."""
