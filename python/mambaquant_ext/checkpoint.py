@@ -19,7 +19,7 @@ from mambaquant_ext.artifacts import (
     load_packed,
     save_packed,
 )
-from mambaquant_ext.artifacts.files import METADATA_FILE, read_json
+from mambaquant_ext.artifacts.files import METADATA_FILE, TENSORS_FILE, read_json
 from mambaquant_ext.config import Fidelity, Rotation
 from mambaquant_ext.model.adapters import adapter
 from mambaquant_ext.model.checkpoint import empty_model, skeleton
@@ -104,7 +104,16 @@ def load(
     if model is None:
         model = _built(folder, packed) if packed.head is None else _skeleton(folder, packed)
     swap_(model, packed, fidelity)
+    _check_whole(model, folder)
     return model
+
+
+def _check_whole(model: nn.Module, folder: Path) -> None:
+    """No tensor of a model that was built empty has been left so."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
+        if tensor.is_meta:
+            raise CheckpointError(f"{folder / TENSORS_FILE}: surroundings.{name}: missing")
 
 
 def _built(folder: Path, packed: PackedModel) -> nn.Module:

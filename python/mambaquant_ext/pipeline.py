@@ -230,6 +230,7 @@ class ModuleSource:
         matrix = stream_rotation(moments, recipe)
         assert matrix is not None
         self.adapter.rotate_ends(surroundings, matrix)
+        self.adapter.prepare_rotated(surroundings)
         return [
             StreamRotation(matrix, stream=self.adapter.stream_behind(surroundings, index))
             for index in range(len(self.sites))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaquant_ext.artifacts import PackedHead, PackedModel
-from mambaquant_ext.config import Fidelity
+from mambaquant_ext.config import Fidelity, Rotation
 from mambaquant_ext.model.adapters import adapter
 from mambaquant_ext.model.hf import embedding_name, norm_parts
 from mambaquant_ext.model.sites import CalledBlock, Contract, replace_module
@@ -86,15 +86,19 @@ class QuantCalledBlock(CalledBlock):
 
 
 def _swap_blocks(model: nn.Module, packed: PackedModel, fidelity: Fidelity) -> None:
-    sites = adapter(packed.adapter).sites(model)
+    known = adapter(packed.adapter)
+    sites = known.sites(model)
     names = tuple(site.name for site in sites)
     if names != packed.names:
         raise ValueError(
             f"swap_: expected a model with Mamba blocks {', '.join(packed.names)}, got {', '.join(names) or 'none'}"
         )
     blocks = [QuantMambaBlock(b, index, fidelity) for index, b in enumerate(packed.blocks)]
-    surroundings = _checked_surroundings(model, packed)
-    for name, tensor in surroundings.items():
+    _check_surroundings(model, packed)
+    is_rotated = packed.recipe.residual_rotation is not Rotation.NONE
+    if is_rotated and known.rotates_stream(model):
+        known.prepare_rotated(model)
+    for name, tensor in packed.surroundings.items():
         _set_tensor(model, name, tensor)
     for site, block in zip(sites, blocks, strict=True):
         site.replace_in(model, QuantCalledBlock(block, site.contract))
@@ -110,8 +114,8 @@ def _swap_blocks(model: nn.Module, packed: PackedModel, fidelity: Fidelity) -> N
         replace_module(model, packed.linear_name, linear)
 
 
-def _checked_surroundings(model: nn.Module, packed: PackedModel) -> dict[str, Tensor]:
-    """The tensors around the blocks, each with the shape that the model has there."""
+def _check_surroundings(model: nn.Module, packed: PackedModel) -> None:
+    """The tensors around the blocks have the shapes that the model has there."""
     own = model.state_dict()
     for name, tensor in packed.surroundings.items():
         if name not in own or own[name].shape != tensor.shape:
@@ -119,7 +123,6 @@ def _checked_surroundings(model: nn.Module, packed: PackedModel) -> dict[str, Te
             raise ValueError(
                 f"swap_: {name}: expected a model with shape {tuple(tensor.shape)} there, got {got}"
             )
-    return dict(packed.surroundings)
 
 
 def _set_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:

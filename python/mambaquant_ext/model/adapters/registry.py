@@ -45,9 +45,18 @@ class Adapter:
 
         Args:
             model: float64; its blocks are not looked at.
-            rotation: (hidden, hidden), float64, orthogonal: the stream becomes x R.
+            rotation: (hidden, hidden), float64, orthogonal: the stream becomes x R. `prepare_rotated` comes after it.
         """
         raise NotImplementedError
+
+    def prepare_rotated(self, model: nn.Module) -> None:
+        """Gives modules around the blocks the kind that they need where the stream is rotated, in place.
+
+        Their tensors come from what `rotate_ends` folded.
+
+        Args:
+            model: that matches.
+        """
 
     def stream_behind(self, model: nn.Module, index: int) -> StreamWrite:
         """What the rotated stream has to be behind a block.

@@ -44,29 +44,34 @@ def rotate_token_(token: Tensor, write: Tensor) -> None:
         token.copy_(token @ write)
 
 
-def rotate_head_(norm: nn.Module, head: nn.Linear, rotation: Tensor) -> nn.Module:
-    """The final norm and the linear layer that reads it: head <- head diag(gamma) R, its bias + head beta.
+def rotate_head_(norm: nn.Module, head: nn.Linear, rotation: Tensor) -> None:
+    """The linear layer behind the final norm: head <- head diag(gamma) R, its bias + head beta.
 
     Args:
-        norm: RMSNorm or LayerNorm of the stream.
-        head: (hidden) -> any; changed in place.
+        norm: RMSNorm or LayerNorm of the stream; folded_norm takes its place.
+        head: (hidden) -> any, with a bias if the norm has one; changed in place.
         rotation: (hidden, hidden).
 
-    Returns:
-        What takes the norm's place: an RMSNorm without a weight's effect. A LayerNorm of a centred stream is one.
+    Raises:
+        ValueError: a norm with a bias before a head without one.
     """
-    gamma = norm.weight
+    gamma, beta = norm.weight, getattr(norm, "bias", None)
     assert isinstance(gamma, Tensor)
-    beta = getattr(norm, "bias", None)
     with torch.no_grad():
         if isinstance(beta, Tensor):
-            shift = head.weight @ beta
             if head.bias is None:
-                head.bias = nn.Parameter(shift)
-            else:
-                head.bias.add_(shift)
+                raise ValueError("rotate_head_: expected a head with a bias behind a norm with one")
+            head.bias.add_(head.weight @ beta)
         head.weight.copy_((head.weight * gamma) @ rotation)
-    eps = norm.eps
-    assert isinstance(eps, float)
-    folded = nn.RMSNorm(len(gamma), eps=eps, dtype=gamma.dtype, device=gamma.device)
+
+
+def folded_norm(norm: nn.Module) -> nn.RMSNorm:
+    """An RMSNorm whose weight is 1: what a folded norm is on a rotated stream, LayerNorm or not, as it is centred.
+
+    Args:
+        norm: of the stream.
+    """
+    weight, eps = norm.weight, norm.eps
+    assert isinstance(weight, Tensor) and isinstance(eps, float)
+    folded = nn.RMSNorm(len(weight), eps=eps, dtype=weight.dtype, device=weight.device)
     return folded.requires_grad_(False)

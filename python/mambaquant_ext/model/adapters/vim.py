@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mambaquant_ext.model.adapters.registry import Adapter
 from mambaquant_ext.model.adapters.streams import (
+    folded_norm,
     rotate_head_,
     rotate_rows_,
     rotate_token_,
@@ -57,7 +58,12 @@ class VimAdapter(Adapter):
         for name in ("cls_token", "pos_embed"):
             if hasattr(model, name):
                 rotate_token_(getattr(model, name), write)
-        model.norm_f = rotate_head_(model.norm_f, model.head, rotation)
+        rotate_head_(model.norm_f, model.head, rotation)
+
+    def prepare_rotated(self, model: nn.Module) -> None:
+        """The final norm of a centred stream is an RMSNorm; its weight stands in the head."""
+        assert isinstance(model, VisionMamba)
+        model.norm_f = folded_norm(model.norm_f)
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         """See Adapter."""

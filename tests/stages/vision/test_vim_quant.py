@@ -1,0 +1,202 @@
+"""A quantized Vim: every type of its blocks, both norms, all places of the class token."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from mambaquant_ext import CheckpointError, Fidelity, load, recipe, save
+from mambaquant_ext.calibrate import collect_moments
+from mambaquant_ext.images import load_images, normalise
+from mambaquant_ext.model.adapters import adapter_for
+from mambaquant_ext.model.checkpoint import load_float_model
+from mambaquant_ext.model.vision import VimConfig, VisionMamba
+from mambaquant_ext.pipeline import ModuleSource
+from mambaquant_ext.routes import FORWARD, ScanRoute
+from stages.vision import quantizing
+from tolerances import MODEL_SQNR_DB, RELATIVE_ERROR, assert_equal, assert_relative, sqnr_db
+
+TRAINED = Path(__file__).parents[2] / "data" / "vim-fashion-mnist"
+SMALL = {
+    "img_size": 16,
+    "channels": 2,
+    "patch_size": 4,
+    "stride": 4,
+    "embed_dim": 24,
+    "depth": 3,
+    "num_classes": 7,
+    "d_state": 8,
+    "dt_rank": 4,
+    "mean": (0.5, 0.4),
+    "std": (0.2, 0.3),
+}
+CONFIGS = {
+    "v2": {},
+    "v2 sum": {"if_devide_out": False},
+    "v2, LayerNorm": {"rms_norm": False},
+    "v2, biases": {"in_proj_bias": True, "out_proj_bias": True},
+    "v2, class token first": {"use_middle_cls_token": False},
+    "v2, pooled": {"if_cls_token": False, "use_middle_cls_token": False},
+    "v1": {"bimamba_type": "v1"},
+    "v1, LayerNorm": {"bimamba_type": "v1", "rms_norm": False},
+    "forward only": {"bimamba_type": "none"},
+}
+configs = pytest.mark.parametrize("name", CONFIGS)
+
+
+def model_of(name):
+    return quantizing.uneven_model(VisionMamba, VimConfig(**{**SMALL, **CONFIGS[name]}))
+
+
+def batches():
+    return quantizing.random_batches((4, 2, 16, 16))
+
+
+def one_more_batch():
+    return quantizing.random_batches((5, 2, 16, 16), 1, seed=9)[0]
+
+
+@configs
+def test_the_adapter_describes_the_model(name):
+    quantizing.assert_stand_ins_equal(model_of(name), one_more_batch())
+
+
+@configs
+def test_the_whole_method_keeps_the_function(name):
+    error = quantizing.preserved(model_of(name), batches(), recipe("w8a8"))
+    assert error < RELATIVE_ERROR[torch.float64]
+
+
+@pytest.mark.parametrize("switches", quantizing.RECIPES)
+@pytest.mark.parametrize("name", ["v2", "v1, LayerNorm"])
+def test_each_transform_alone_keeps_the_function(name, switches):
+    error = quantizing.preserved(model_of(name), batches(), quantizing.RECIPES[switches])
+    assert error < RELATIVE_ERROR[torch.float64]
+
+
+def test_p10_one_gate_scale_serves_both_directions_and_their_branches_differ():
+    run, _ = quantizing.transformed(model_of("v2"), batches(), recipe("w8a8"))
+    for layer in run.layers:
+        assert layer.routes == (FORWARD, ScanRoute(reverse=True, branch=1))
+        assert len(layer.convs) == len(layer.branches) == 2
+        assert layer.gate_scale.shape == (layer.dim,)
+        assert not torch.equal(layer.branches[0].dt, layer.branches[1].dt)
+        assert layer.has_out_rotation
+        assert layer.has_state_rotation
+
+
+def stream_behind_the_first_block(model):
+    """(batch, seqlen, hidden), of a float64 model."""
+    seen = []
+    handle = model.layers[1].register_forward_pre_hook(
+        lambda _module, args: seen.append(sum(part for part in args if part is not None))
+    )
+    quantizing.outputs(model, one_more_batch().double())
+    handle.remove()
+    return seen[0]
+
+
+def test_p6_the_residual_stream_is_rotated_and_centred_for_a_layernorm():
+    """The stream behind the first block is x P R, P taking the mean out; with an RMSNorm it is x R."""
+    for name in ("v2", "v2, LayerNorm"):
+        model = model_of(name)
+        source = ModuleSource(model)
+        chosen = recipe("w8a8")
+        moments = collect_moments(source.folded_run(chosen), batches())
+        run = source.transformed_run(moments, chosen, torch.float64)
+        float64 = quantizing.exact(model)
+        plain, rotated = (stream_behind_the_first_block(m) for m in (float64, run.model))
+        if name == "v2, LayerNorm":
+            plain = plain - plain.mean(-1, keepdim=True)
+        # An orthogonal map keeps every product of two tokens.
+        assert_relative(rotated @ rotated.mT, plain @ plain.mT)
+        assert (rotated - plain).abs().max() > 0.1
+
+
+@configs
+def test_quantizing_swaps_the_blocks_and_the_head_alone(name):
+    model = model_of(name)
+    names = [f"layers.{index}" for index in range(3)]
+    quantizing.assert_swaps_exactly(model, batches(), names, "head")
+
+
+@configs
+def test_kernels_agree_with_their_emulation_and_are_close_to_float(name, isa):
+    found = quantizing.assert_integer_equals_emulated(model_of(name), batches(), one_more_batch())
+    assert found > MODEL_SQNR_DB["vision"]
+
+
+@configs
+def test_a_quantized_model_survives_saving(name, tmp_path):
+    quantizing.assert_survives_saving(model_of(name), batches(), one_more_batch(), tmp_path)
+
+
+def test_an_image_has_the_same_bits_alone_and_in_a_batch(isa):
+    model, _ = quantizing.quantized(model_of("v2"), batches())
+    quantizing.assert_rows_stand_alone(model, one_more_batch())
+
+
+def test_the_class_token_has_a_range_of_its_own():
+    """Rounded with its own scale, and only where the recipe says so."""
+    model = model_of("v2")
+    model.cls_token.mul_(30)
+    apart, packed = quantizing.quantized(model, batches())
+    together, plain = quantizing.quantized(
+        model, batches(), recipe("w8a8").replace(separate_class_token=False)
+    )
+    assert all(block.layout.class_token == 8 for block in packed.blocks)
+    assert all(block.class_out_scale is None for block in plain.blocks)
+    assert any(not torch.equal(b.class_out_scale, b.out_scale) for b in packed.blocks)
+    batch = one_more_batch()
+    wanted = quantizing.flat(quantizing.outputs(model, batch))
+    noise = [
+        sqnr_db(quantizing.flat(quantizing.outputs(found, batch)), wanted)
+        for found in (apart, together)
+    ]
+    assert min(noise) > MODEL_SQNR_DB["vision"]
+
+
+def test_a_checkpoint_without_one_of_the_surrounding_tensors_is_refused(tmp_path):
+    model = model_of("v2")
+    _, packed = quantizing.quantized(model, batches())
+    short = {name: t for name, t in packed.surroundings.items() if name != "pos_embed"}
+    save(dataclasses.replace(packed, surroundings=short), model.config, tmp_path)
+    with pytest.raises(CheckpointError, match=r"surroundings\.pos_embed: missing"):
+        load(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    model = load_float_model(TRAINED)
+    config = model.config
+
+    def prepared(file, count):
+        images = load_images(TRAINED / file)[:count]
+        return normalise(images.images, config.mean, config.std), images.labels
+
+    calibration, _ = prepared("calib_256.npz", 96)
+    return model, calibration.split(32), *prepared("test_2000.npz", 64)
+
+
+def test_the_trained_model_keeps_its_predictions(trained):
+    model, calibration, images, labels = trained
+    integer, packed = quantizing.quantized(model, calibration)
+    emulated, _ = quantizing.quantized(model, calibration, fidelity=Fidelity.EMULATED)
+    with torch.no_grad():
+        logits = [runner(images) for runner in (model, integer, emulated)]
+    wanted, found, rounded = (scores.argmax(1) for scores in logits)
+    assert (wanted == labels).float().mean() > 0.85
+    assert_equal(found, wanted)
+    assert_equal(found, rounded)
+    assert sqnr_db(logits[1], logits[0]) > MODEL_SQNR_DB["vision"]
+    assert adapter_for(model).name == packed.adapter == "vim"
+
+
+def test_transforms_of_the_trained_model_keep_its_logits(trained):
+    model, calibration, images, _ = trained
+    run, _ = quantizing.transformed(model, calibration[:1], recipe("w8a8"))
+    assert (
+        quantizing.error_of(run.model, quantizing.exact(model), images[:8])
+        < RELATIVE_ERROR[torch.float64]
+    )
