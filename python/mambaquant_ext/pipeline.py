@@ -16,6 +16,7 @@ from mambaquant_ext.calibrate import (
     CalibrationRun,
     LanguageRun,
     ModuleRun,
+    check_stand_ins,
     collect_moments,
     collect_ranges,
 )
@@ -23,6 +24,7 @@ from mambaquant_ext.config import Fidelity, Recipe, Rotation
 from mambaquant_ext.model import LanguageModelWeights, MixerWeights
 from mambaquant_ext.model.adapters import adapter_for
 from mambaquant_ext.model.hf import block_weights, is_language_model, language_model_weights
+from mambaquant_ext.model.sites import BlockSite
 from mambaquant_ext.pack import pack_block, pack_blocks, pack_head, pack_linear
 from mambaquant_ext.run import QuantMambaBlock
 from mambaquant_ext.run.swap import swap_
@@ -44,19 +46,22 @@ def no_progress(_stage: str, _done: int, _total: int) -> None:
     """The callback that reports nothing."""
 
 
-def folded(layers: Sequence[MixerWeights], recipe: Recipe) -> tuple[MixerWeights, ...]:
+def folded(
+    layers: Sequence[MixerWeights], recipe: Recipe, dtype: torch.dtype = torch.float32
+) -> tuple[MixerWeights, ...]:
     """Blocks with their norms folded, if the recipe's transforms expect that.
 
     Args:
         layers: float32.
         recipe: which transforms.
+        dtype: of the result.
 
     Returns:
-        float32, folded in float64.
+        Folded in float64.
     """
     if not needs_folded_norms(recipe):
-        return tuple(layers)
-    return tuple(fold_norm(layer.to(torch.float64)).to(torch.float32) for layer in layers)
+        return tuple(layer.to(dtype) for layer in layers)
+    return tuple(fold_norm(layer.to(torch.float64)).to(dtype) for layer in layers)
 
 
 def provenance_of(batches: Sequence[Any], seed: int | None) -> dict[str, Any]:
@@ -93,6 +98,13 @@ def _tensors(batch: Any) -> list[Tensor]:
 class Source(Protocol):
     """A float model as the pipeline sees it: something to run, to transform, and to pack."""
 
+    def check(self, batch: Any) -> None:
+        """Refuses a model whose blocks are not understood rightly.
+
+        Args:
+            batch: of calibration data.
+        """
+
     def folded_run(self, recipe: Recipe) -> CalibrationRun:
         """The model with its norms folded, if the recipe's transforms expect that."""
 
@@ -123,6 +135,9 @@ class LanguageSource:
     def __init__(self, weights: LanguageModelWeights) -> None:
         """Takes float32 weights."""
         self.weights = weights
+
+    def check(self, batch: Any) -> None:
+        """See Source: a language model's structure is known, and its parts are checked as they are read."""
 
     def folded_run(self, recipe: Recipe) -> LanguageRun:
         """See Source."""
@@ -163,40 +178,57 @@ class ModuleSource:
             model: float, on the CPU; it is left alone.
 
         Raises:
-            TypeError: a model that no adapter knows.
-            ValueError: no blocks.
+            TypeError: a model that no adapter knows, or a block of another kind.
+            ValueError: no blocks, or one that is not supported; names it.
         """
         self.model = model
         self.adapter = adapter_for(model)
         self.sites = self.adapter.sites(model)
         if not self.sites:
             raise ValueError(f"quantize: expected Mamba blocks in {type(model).__name__}, got none")
-        self.layers = [site.weights() for site in self.sites]
+        self.layers = [_read(site) for site in self.sites]
+
+    def check(self, batch: Any) -> None:
+        """See Source.
+
+        Raises:
+            ValueError: blocks that the adapter describes wrongly.
+        """
+        check_stand_ins(self.model, self.sites, self.layers, batch, self.adapter.name)
 
     def folded_run(self, recipe: Recipe) -> ModuleRun:
         """See Source."""
         return ModuleRun(self.model, self.sites, folded(self.layers, recipe), None)
 
-    def transformed_run(self, moments: MomentStats, recipe: Recipe) -> ModuleRun:
-        """See Source."""
-        surroundings = copy.deepcopy(self.model).float()
+    def transformed_run(
+        self, moments: MomentStats, recipe: Recipe, dtype: torch.dtype = torch.float32
+    ) -> ModuleRun:
+        """See Source.
+
+        Args:
+            moments: of the folded model.
+            recipe: which transforms.
+            dtype: of the result; float64 shows that it is the same function.
+        """
+        surroundings = copy.deepcopy(self.model).double()
         rotations = self._rotate(surroundings, moments, recipe)
-        layers = transform_layers(folded(self.layers, recipe), moments, recipe, rotations)
+        layers = folded(self.layers, recipe, torch.float64)
+        names = [site.name for site in self.sites]
+        layers = transform_layers(layers, moments, recipe, rotations, dtype, names)
         head = self.adapter.head if recipe.quantize_head else None
-        return ModuleRun(surroundings, self.sites, layers, head)
+        return ModuleRun(surroundings.to(dtype), self.sites, layers, head)
 
     def _rotate(
         self, surroundings: nn.Module, moments: MomentStats, recipe: Recipe
     ) -> list[StreamRotation]:
-        """R1 of every block; what surrounds the blocks is rotated in place where the stream is."""
+        """R1 of every block; what surrounds the blocks, float64, is rotated in place where the stream is."""
         if recipe.residual_rotation is Rotation.NONE:
             return [StreamRotation()] * len(self.sites)
         if not self.adapter.rotates_stream(surroundings):
             return [StreamRotation(is_local=True)] * len(self.sites)
         matrix = stream_rotation(moments, recipe)
         assert matrix is not None
-        self.adapter.rotate_ends(surroundings.double(), matrix)
-        surroundings.float()
+        self.adapter.rotate_ends(surroundings, matrix)
         return [
             StreamRotation(matrix, stream=self.adapter.stream_behind(surroundings, index))
             for index in range(len(self.sites))
@@ -223,6 +255,14 @@ class ModuleSource:
             recipe=recipe,
             provenance=provenance,
         )
+
+
+def _read(site: BlockSite) -> MixerWeights:
+    """A block's weights, or an error that names the block."""
+    try:
+        return site.weights()
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{site.name}: {error}") from None
 
 
 def _packed_linear(model: nn.Module, name: str, ranges: RangeStats, recipe: Recipe) -> PackedLinear:
@@ -269,11 +309,13 @@ def quantize_source(
         The packed model.
 
     Raises:
-        ValueError: no batches, a batch that the model refuses, activations that are not finite, too few tokens for a
-            KLT, or a width without a Hadamard matrix.
+        ValueError: no batches, a batch that the model refuses, blocks that the model's adapter describes wrongly,
+            activations that are not finite, too few tokens for a KLT, or a width without a Hadamard matrix.
         TypeError: batches of another type.
     """
     kept = list(batches)
+    if kept:
+        source.check(kept[0])
 
     def report(stage: str) -> Callable[[int], None]:
         return lambda done: progress(stage, done, len(kept))

@@ -18,6 +18,9 @@ from mambaquant_ext.model.weights import (
     NormWeights,
 )
 
+# What mamba_ssm's Mamba and transformers' MambaMixer are made of.
+MIXER_PARTS = ("in_proj", "conv1d", "x_proj", "dt_proj", "A_log", "D", "out_proj")
+
 
 def import_transformers() -> Any:
     """The transformers package.
@@ -68,11 +71,10 @@ def mixer_weights(mixer: nn.Module, norm: NormWeights | None) -> MixerWeights:
         TypeError: a module without those parts, or with parts of another kind.
         ValueError: an activation other than SiLU.
     """
-    parts = ("in_proj", "conv1d", "x_proj", "dt_proj", "A_log", "D", "out_proj")
-    missing = [name for name in parts if not hasattr(mixer, name)]
+    missing = [name for name in MIXER_PARTS if not hasattr(mixer, name)]
     if missing:
         raise TypeError(
-            f"expected a Mamba-1 mixer with {', '.join(parts)}, got {type(mixer).__name__} without "
+            f"expected a Mamba-1 mixer with {', '.join(MIXER_PARTS)}, got {type(mixer).__name__} without "
             f"{', '.join(missing)}"
         )
     activation = getattr(mixer, "activation", "silu")

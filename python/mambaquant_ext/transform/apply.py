@@ -11,7 +11,6 @@ from torch import Tensor
 from mambaquant_ext.artifacts import BranchMoments, LayerMoments, MomentStats, StreamWrite
 from mambaquant_ext.config import Recipe, Rotation
 from mambaquant_ext.model import BranchWeights, LanguageModelWeights, MixerWeights
-from mambaquant_ext.ops import hadamard_matrix
 from mambaquant_ext.transform import rotate, smooth
 from mambaquant_ext.transform.norms import fold_final_norm
 
@@ -71,6 +70,7 @@ def transform_layers(
     recipe: Recipe,
     rotations: Sequence[StreamRotation],
     dtype: torch.dtype = torch.float32,
+    names: Sequence[str] | None = None,
 ) -> tuple[MixerWeights, ...]:
     """transform_layer for every block of a model.
 
@@ -80,14 +80,21 @@ def transform_layers(
         recipe: which transforms.
         rotations: of each block's input.
         dtype: of the result.
+        names: of the blocks, for errors; "layer 0" and so on by default.
 
     Raises:
-        ValueError: as transform_layer.
+        ValueError: as transform_layer; begins with the block's name.
     """
-    return tuple(
-        transform_layer(layer.to(torch.float64), moments, recipe, rotation).to(dtype)
-        for layer, moments, rotation in zip(layers, stats.layers, rotations, strict=True)
-    )
+    if names is None:
+        names = [f"layer {index}" for index in range(len(layers))]
+    transformed = []
+    for name, layer, moments, rotation in zip(names, layers, stats.layers, rotations, strict=True):
+        try:
+            exact = transform_layer(layer.to(torch.float64), moments, recipe, rotation)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        transformed.append(exact.to(dtype))
+    return tuple(transformed)
 
 
 def stream_rotation(stats: MomentStats, recipe: Recipe) -> Tensor | None:
@@ -200,5 +207,5 @@ def _rotation(kind: Rotation, moment: Tensor, samples: int) -> Tensor | None:
     if kind is Rotation.NONE:
         return None
     if kind is Rotation.HADAMARD:
-        return hadamard_matrix(moment.shape[0])
+        return rotate.hadamard_for(moment.shape[0], torch.float64, "residual_rotation")
     return rotate.klt_rotation(moment, samples)

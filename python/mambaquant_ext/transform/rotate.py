@@ -17,6 +17,23 @@ from mambaquant_ext.ops import hadamard_matrix, supported_hadamard_sizes
 SAMPLES_PER_CHANNEL = 4
 
 
+def hadamard_for(n: int, dtype: torch.dtype, switch: str) -> Tensor:
+    """hadamard_matrix, or an error that says which switch of the recipe asks for it.
+
+    Args:
+        n: size.
+        dtype: of the result.
+        switch: name of the recipe's field.
+
+    Raises:
+        ValueError: n has no Hadamard matrix.
+    """
+    try:
+        return hadamard_matrix(n, dtype)
+    except ValueError as error:
+        raise ValueError(f"{error}; turn the recipe's {switch} off") from None
+
+
 def klt_rotation(moment: Tensor, samples: int) -> Tensor:
     """R = K H: eigenvectors of the second moment, then Hadamard.
 
@@ -40,7 +57,7 @@ def klt_rotation(moment: Tensor, samples: int) -> Tensor:
             f"got {samples}; add calibration data or use Rotation.HADAMARD"
         )
     eigenvectors: Tensor = torch.linalg.eigh(moment.double()).eigenvectors
-    return eigenvectors @ hadamard_matrix(n)
+    return eigenvectors @ hadamard_for(n, torch.float64, "residual_rotation")
 
 
 def rotate_residual_ends(model: LanguageModelWeights, rotation: Tensor) -> LanguageModelWeights:
@@ -129,7 +146,7 @@ def rotate_in(layer: MixerWeights) -> MixerWeights:
         raise ValueError("rotate_in: expected a block that is not rotated yet")
     if layer.norm is not None and not layer.norm.is_folded:
         raise ValueError("rotate_in: expected a block with a folded norm (weight 1)")
-    rotation = hadamard_matrix(layer.hidden, layer.in_x.dtype)
+    rotation = hadamard_for(layer.hidden, layer.in_x.dtype, "residual_rotation")
     return layer.replace(
         in_x=layer.in_x @ rotation,
         in_z=None if layer.in_z is None else layer.in_z @ rotation,
@@ -148,7 +165,7 @@ def rotate_out(layer: MixerWeights) -> MixerWeights:
     """
     if layer.has_out_rotation:
         raise ValueError("rotate_out: expected a block that is not rotated yet")
-    rotation = hadamard_matrix(layer.dim, layer.out.dtype)
+    rotation = hadamard_for(layer.dim, layer.out.dtype, "out_rotation")
     return layer.replace(out=layer.out @ rotation, has_out_rotation=True)
 
 
@@ -165,7 +182,8 @@ def rotate_state(layer: MixerWeights) -> MixerWeights:
         raise ValueError("rotate_state: expected a block that is not rotated yet")
 
     def rotated(branch: BranchWeights) -> BranchWeights:
-        return branch.replace(x_C=hadamard_matrix(branch.dstate, branch.x_C.dtype).T @ branch.x_C)
+        rotation = hadamard_for(branch.dstate, branch.x_C.dtype, "state_rotation")
+        return branch.replace(x_C=rotation.T @ branch.x_C)
 
     return layer.map_branches(rotated).replace(has_state_rotation=True)
 

@@ -3,6 +3,10 @@
 Whoever has a model of their own writes one and registers it; nothing here needs to change (docs/adapters.md).
 """
 
+from mambaquant_ext.model.adapters.kinds import BlockKind, KindsAdapter
+from mambaquant_ext.model.adapters.mhs_vm import MHSAdapter
+from mambaquant_ext.model.adapters.mixers import MixersAdapter, UNetAdapter
+from mambaquant_ext.model.adapters.msvmamba import MSVMambaAdapter
 from mambaquant_ext.model.adapters.registry import (
     Adapter,
     adapter,
@@ -12,9 +16,12 @@ from mambaquant_ext.model.adapters.registry import (
     register_adapter,
 )
 from mambaquant_ext.model.adapters.vim import VimAdapter
+from mambaquant_ext.model.adapters.vmamba import VMambaAdapter
 
 __all__ = [
     "Adapter",
+    "BlockKind",
+    "KindsAdapter",
     "adapter",
     "adapter_for",
     "adapter_names",
@@ -22,4 +29,13 @@ __all__ = [
     "register_adapter",
 ]
 
-register_adapter(VimAdapter())
+# The last one registered is asked first.
+for _adapter in (
+    MixersAdapter(),
+    UNetAdapter(),
+    MHSAdapter(),
+    MSVMambaAdapter(),
+    VMambaAdapter(),
+    VimAdapter(),
+):
+    register_adapter(_adapter)

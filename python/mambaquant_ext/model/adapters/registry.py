@@ -59,7 +59,10 @@ class Adapter:
         return StreamWrite.CENTERED
 
     def config(self, model: nn.Module) -> dict[str, Any]:
-        """What `build` makes an equal model from, plain values; empty where the model must come from the user."""
+        """What `build` makes an equal model from: plain values that `reads` knows again.
+
+        Empty where the model must come from the user.
+        """
         return {}
 
     def reads(self, config: Mapping[str, Any]) -> bool:

@@ -1,0 +1,216 @@
+"""What the tests of quantized vision models share.
+
+Each check takes a float32 model that an adapter knows, and batches that the model takes as its one argument.
+"""
+
+import copy
+
+import torch
+
+from mambaquant_ext import Fidelity, Rotation, load, quantize_, recipe, save
+from mambaquant_ext.calibrate import collect_moments
+from mambaquant_ext.config import PRESETS
+from mambaquant_ext.model.adapters import adapter_for
+from mambaquant_ext.model.sites import FloatBlock
+from mambaquant_ext.pipeline import ModuleSource
+from mambaquant_ext.run.modules import QuantLinear
+from mambaquant_ext.run.swap import QuantCalledBlock
+from tolerances import MODEL_SQNR_DB, assert_equal, assert_relative, sqnr_db
+
+PLAIN = recipe("rtn")
+# All presets, and each transform alone.
+RECIPES = {
+    **PRESETS,
+    "residual hadamard": PLAIN.replace(residual_rotation=Rotation.HADAMARD),
+    "residual klt": PLAIN.replace(residual_rotation=Rotation.KLT),
+    "dt hadamard": PLAIN.replace(dt_rotation=Rotation.HADAMARD),
+    "dt klt": PLAIN.replace(dt_rotation=Rotation.KLT),
+    **{
+        name: PLAIN.replace(**{name: True})
+        for name in (
+            "out_rotation",
+            "state_rotation",
+            "smooth_gate",
+            "smooth_state",
+            "smooth_dt",
+            "center_dt",
+            "separate_class_token",
+        )
+    },
+}
+
+
+def uneven_model(model_class, config, seed=1):
+    """A float32 model in eval mode with weights of sensible size, log-normal channels, and no bias of zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = model_class(config)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            leaf = name.rpartition(".")[2]
+            shape = parameter.shape
+            if "A_" in leaf:
+                parameter.add_(0.2 * normal(*shape))
+            elif leaf in ("D", "D_b", "Ds"):
+                parameter.mul_(torch.exp(0.5 * normal(*shape)))
+            elif "dt_proj" in name and "bias" in leaf:
+                parameter.add_(0.2 * normal(*shape))
+            elif "weight" not in leaf:
+                # Biases, positions and class tokens.
+                parameter.copy_((0.2 if "bias" in leaf else 1.0) * normal(*shape))
+            elif parameter.dim() == 1:
+                parameter.copy_(torch.exp(0.4 * normal(*shape)))
+            else:
+                # Weights that are stacked over branches have the name of a parameter, not of a module.
+                stacked = int(leaf != "weight")
+                rows = shape[: 1 + stacked] + (1,) * (parameter.dim() - 1 - stacked)
+                fan_in = shape[1 + stacked :].numel()
+                parameter.copy_(
+                    0.8 * fan_in**-0.5 * normal(*shape) * torch.exp(0.4 * normal(*rows))
+                )
+    return model.requires_grad_(False).eval()
+
+
+def random_batches(shape, count=2, seed=3):
+    """Normal float32 tensors."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(*shape, generator=generator) for _ in range(count)]
+
+
+def outputs(model, batch):
+    """What a model returns, as a list of tensors."""
+    with torch.no_grad():
+        found = model(batch)
+    return [found] if isinstance(found, torch.Tensor) else list(found)
+
+
+def flat(tensors):
+    """(values,): all values of some tensors."""
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def exact(model):
+    """A float64 copy, with the float32 values of -exp(A_log) that the weights of its blocks have."""
+    copied = copy.deepcopy(model).double()
+    for name, parameter in copied.named_parameters():
+        if "A_" in name.rpartition(".")[2]:
+            parameter.copy_(parameter.float().exp().double().log())
+    return copied
+
+
+def assert_stand_ins_equal(model, batch):
+    """The model with float blocks that the adapter describes is the model."""
+    sites = adapter_for(model).sites(model)
+    described = copy.deepcopy(model).double()
+    for site in sites:
+        block = FloatBlock(site.weights().to(torch.float64), site.contract)
+        site.replace_in(described, block)
+    assert len(sites) == sum(isinstance(module, FloatBlock) for module in described.modules())
+    batch = batch.double()
+    found, wanted = outputs(described, batch), outputs(exact(model), batch)
+    for actual, expected in zip(found, wanted, strict=True):
+        assert_relative(actual, expected)
+
+
+def transformed(model, batches, recipe):
+    """The equivalent model that the recipe's transforms make, as a float64 ModuleRun, and the moments it is made of."""
+    source = ModuleSource(model)
+    moments = collect_moments(source.folded_run(recipe), batches)
+    return source.transformed_run(moments, recipe, torch.float64), moments
+
+
+def error_of(actual_model, expected_model, batch):
+    """max |actual - expected| / max |expected| in float64."""
+    batch = batch.double()
+    actual, expected = flat(outputs(actual_model, batch)), flat(outputs(expected_model, batch))
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+def preserved(model, batches, recipe):
+    """Largest relative error that the recipe's transforms make in float64, over the batches."""
+    run, _ = transformed(model, batches, recipe)
+    float64 = exact(model)
+    return max(error_of(run.model, float64, batch) for batch in batches)
+
+
+def quantized(model, batches, recipe=PRESETS["w8a8"], fidelity=Fidelity.INTEGER):
+    """A quantized copy, and the packed model in it."""
+    model = copy.deepcopy(model)
+    packed = quantize_(model, batches, recipe, fidelity)
+    return model, packed
+
+
+def assert_swaps_exactly(model, batches, names, head=None):
+    """Blocks `names`, in this order, and the head become quantized modules; the rest stays as it is.
+
+    Args:
+        model: float.
+        batches: to calibrate on.
+        names: of the blocks' modules.
+        head: name of the linear layer that becomes int8, or None.
+    """
+    sites = adapter_for(model).sites(model)
+    assert [site.name for site in sites] == names
+    keeps = {f"{site.name}.{child}" for site in sites for child in site.keeps}
+    replaced = {*names, *([] if head is None else [head])}
+
+    def is_rest(name):
+        parents = {".".join(name.split(".")[:n]) for n in range(1, name.count(".") + 2)}
+        return bool(parents & keeps) or not parents & replaced
+
+    # Without a rotation nothing around the blocks has another value.
+    found, packed = quantized(model, batches, PLAIN)
+    assert (list(packed.names), packed.linear_name) == (names, head)
+    modules, tensors = dict(found.named_modules()), found.state_dict()
+    for name, module in model.named_modules():
+        if is_rest(name):
+            assert type(modules[name]) is type(module), name
+    for name, tensor in model.state_dict().items():
+        if is_rest(name):
+            assert_equal(tensors[name], tensor)
+    blocks = [name for name, module in modules.items() if type(module) is QuantCalledBlock]
+    assert sorted(blocks) == sorted(names)
+    assert [name for name, module in modules.items() if type(module) is QuantLinear] == (
+        [] if head is None else [head]
+    )
+    # What a block kept of the module in its place is nothing but what the site says.
+    for site in sites:
+        kept = {name for name, _ in modules[site.name].named_children()}
+        assert kept == {"block", *site.keeps}
+
+
+def assert_integer_equals_emulated(model, batches, batch, recipe=PRESETS["w8a8"]):
+    """The kernels and their emulation agree, and both are close to float; returns the SQNR against float."""
+    integer, _ = quantized(model, batches, recipe)
+    emulated, _ = quantized(model, batches, recipe, Fidelity.EMULATED)
+    actual, expected = outputs(integer, batch), outputs(emulated, batch)
+    assert sqnr_db(flat(actual), flat(expected)) >= MODEL_SQNR_DB["emulated, twice"]
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a.argmax(1), e.argmax(1))
+    return sqnr_db(flat(actual), flat(outputs(model, batch)))
+
+
+def assert_survives_saving(model, batches, batch, folder):
+    """Saved and loaded, with nothing but the folder, the model gives the same bits, on both fidelities."""
+    config = adapter_for(model).config(model)
+    for fidelity in Fidelity:
+        before, packed = quantized(model, batches, fidelity=fidelity)
+        save(packed, config, folder / fidelity.value)
+        after = load(folder / fidelity.value, fidelity)
+        assert type(after) is type(model)
+        for actual, expected in zip(outputs(after, batch), outputs(before, batch), strict=True):
+            assert_equal(actual, expected)
+
+
+def assert_rows_stand_alone(model, batch):
+    """A sample of a batch has the bits that it has alone. `model` is quantized."""
+    whole = outputs(model, batch)
+    for row in range(len(batch)):
+        alone = outputs(model, batch[row : row + 1])
+        for actual, expected in zip(alone, whole, strict=True):
+            assert_equal(actual, expected[row : row + 1])
