@@ -21,17 +21,17 @@ import typer
 from bench import docs_model
 from bench.machine import describe
 from mambaquant_ext.artifacts import MomentStats, RangeStats
-from mambaquant_ext.calibrate import collect_moments, collect_ranges
+from mambaquant_ext.calibrate import LanguageRun, collect_moments, collect_ranges
 from mambaquant_ext.cli.console import print_table, progress_bar, quiet_libraries
 from mambaquant_ext.config import Fidelity, Granularity, Observer, Recipe, Rotation, recipe
-from mambaquant_ext.model import LanguageModelWeights, mixer_forward
+from mambaquant_ext.model import mixer_forward
 from mambaquant_ext.model.checkpoint import skeleton
 from mambaquant_ext.model.hf import language_model_weights
-from mambaquant_ext.pack import pack
-from mambaquant_ext.pipeline import folded
+from mambaquant_ext.pack import pack_blocks
+from mambaquant_ext.pipeline import LanguageSource
 from mambaquant_ext.run.emulate import emulated_weights, rounding_tap
 from mambaquant_ext.run.swap import swap_
-from mambaquant_ext.transform import needs_folded_norms, transform
+from mambaquant_ext.transform import needs_folded_norms
 
 SIGNAL_WINDOWS = 4
 
@@ -74,15 +74,15 @@ def leave_one_out() -> dict[str, Recipe]:
 
 @torch.no_grad()
 def signal_to_noise(
-    model: LanguageModelWeights, ranges: RangeStats, chosen: Recipe, ids: torch.Tensor
+    run: LanguageRun, ranges: RangeStats, chosen: Recipe, ids: torch.Tensor
 ) -> list[float]:
     """Per layer, dB: the mixer's output in float over its error, each layer fed the float stream."""
-    packed = pack(model, ranges, chosen, {})
-    residual, decibels = model.embedding[ids], []
-    for layer, block in zip(model.layers, packed.blocks, strict=True):
+    blocks = pack_blocks(run.layers, ranges, chosen)
+    residual, decibels = run.model.embedding[ids], []
+    for layer, block in zip(run.layers, blocks, strict=True):
         out, _ = mixer_forward(layer, residual)
-        rounded = emulated_weights(block, packed.options, torch.float32)
-        noisy, _ = mixer_forward(rounded, residual, tap=rounding_tap(block, packed.options))
+        rounded = emulated_weights(block, torch.float32)
+        noisy, _ = mixer_forward(rounded, residual, tap=rounding_tap(block))
         ratio = out.square().sum() / (noisy - out).square().sum()
         decibels.append(10 * math.log10(float(ratio)))
         residual = residual + out
@@ -96,36 +96,39 @@ class Moments:
         self.data = data
         self.known: dict[bool, MomentStats] = {}
 
-    def of(self, model: LanguageModelWeights, is_folded: bool) -> MomentStats:
+    def of(self, source: LanguageSource, chosen: Recipe) -> MomentStats:
+        is_folded = needs_folded_norms(chosen)
         if is_folded not in self.known:
+            run = source.folded_run(chosen)
             with progress_bar("moments", len(self.data.calibration), "batch") as update:
-                self.known[is_folded] = collect_moments(model, self.data.calibration, update)
+                self.known[is_folded] = collect_moments(run, self.data.calibration, update)
         return self.known[is_folded]
 
 
 def measure(moments: Moments, label: str, chosen: Recipe, bits: list[int]) -> list[dict[str, Any]]:
     """One row at each bit width; the ranges do not depend on it."""
     data = moments.data
-    model = folded(language_model_weights(data.model), chosen)
-    model = transform(model, moments.of(model, needs_folded_norms(chosen)), chosen)
+    source = LanguageSource(language_model_weights(data.model))
+    run = source.transformed_run(moments.of(source, chosen), chosen)
     count = len(data.calibration)
     with progress_bar(f"{label}: ranges", count, "batch") as update:
-        ranges = collect_ranges(model, data.calibration, chosen, update)
+        ranges = collect_ranges(run, data.calibration, chosen, update)
     rows = []
     for width in bits:
         narrow = chosen.replace(weight_bits=width, activation_bits=width)
-        packed = pack(model, ranges, narrow, {})
+        packed = source.pack(run, ranges, narrow, {})
         runner = skeleton(data.model.config)
         swap_(runner, packed, Fidelity.INTEGER if width == 8 else Fidelity.EMULATED)
         result = data.evaluate(
-            lambda ids, run=runner: run(ids, use_cache=False).logits, f"{label}: W{width}A{width}"
+            lambda ids, model=runner: model(ids, use_cache=False).logits,
+            f"{label}: W{width}A{width}",
         )
         rows.append(
             {
                 "step": label,
                 "bits": width,
                 "perplexity": result.perplexity,
-                "sqnr_db": signal_to_noise(model, ranges, narrow, data.test[:SIGNAL_WINDOWS]),
+                "sqnr_db": signal_to_noise(run, ranges, narrow, data.test[:SIGNAL_WINDOWS]),
             }
         )
     return rows

@@ -28,8 +28,7 @@ from mambaquant_ext.cli.console import (
     quiet_libraries,
 )
 from mambaquant_ext.cli.models import folder_bytes
-from mambaquant_ext.model.hf import language_model_weights
-from mambaquant_ext.pipeline import quantize_weights
+from mambaquant_ext.pipeline import quantize_source, source_of
 
 RECIPES = {"RTN": "rtn", "SmoothQuant": "smoothquant", "QuaRot": "quarot", "MambaQuant": "w8a8"}
 PREFILL_TOKENS, DECODE_TOKENS = 512, 64
@@ -54,12 +53,11 @@ def decode(model: Any, ids: torch.Tensor) -> Callable[[], object]:
 
 def quantize(data: docs_model.DocsModel, name: str, folder: Path) -> None:
     """Calibrates, packs and saves one recipe."""
-    weights = language_model_weights(data.model)
     passes = ("moments", "ranges")
     batches = len(data.calibration)
     with progress_bar(f"{name}: calibrating", len(passes) * batches, "batch") as update:
-        packed = quantize_weights(
-            weights,
+        packed = quantize_source(
+            source_of(data.model),
             data.calibration,
             recipe(RECIPES[name]),
             lambda stage, done, total: update(passes.index(stage) * total + done),

@@ -268,7 +268,13 @@ class TestRecord:
     def test_each_group_must_have_run(self, norm, code, outcome, untested, tmp_path, monkeypatch):
         def fake_step(name, command, limit_s, environment, out):
             junit = next(a for a in command if a.startswith("--junitxml=")).partition("=")[2]
-            names = ["ops.test_quantize", "ops.test_hadamard", "ops.test_conv1d", "ops.test_gemm"]
+            names = [
+                "ops.test_quantize",
+                "ops.test_hadamard",
+                "ops.test_conv1d",
+                "ops.test_conv2d",
+                "ops.test_gemm",
+            ]
             names += ["ops.test_selective_scan", "ops.test_registry", "gpu.test_cuda"]
             cases = "".join(f'<testcase classname="tests.{n}" name="x"/>' for n in names)
             cases += f'<testcase classname="tests.ops.test_norm" name="x">{norm}</testcase>'
