@@ -11,7 +11,7 @@ from mambaquant_ext.calibrate import collect_moments
 from mambaquant_ext.images import load_images, normalise
 from mambaquant_ext.model.adapters import adapter_for
 from mambaquant_ext.model.checkpoint import load_float_model
-from mambaquant_ext.model.vision import VimConfig, VisionMamba
+from mambaquant_ext.model.vision import BimambaType, VimConfig, VisionMamba
 from mambaquant_ext.pipeline import ModuleSource
 from mambaquant_ext.routes import FORWARD, ScanRoute
 from stages.vision import quantizing
@@ -38,9 +38,9 @@ CONFIGS = {
     "v2, biases": {"in_proj_bias": True, "out_proj_bias": True},
     "v2, class token first": {"use_middle_cls_token": False},
     "v2, pooled": {"if_cls_token": False, "use_middle_cls_token": False},
-    "v1": {"bimamba_type": "v1"},
-    "v1, LayerNorm": {"bimamba_type": "v1", "rms_norm": False},
-    "forward only": {"bimamba_type": "none"},
+    "v1": {"bimamba_type": BimambaType.V1},
+    "v1, LayerNorm": {"bimamba_type": BimambaType.V1, "rms_norm": False},
+    "forward only": {"bimamba_type": BimambaType.NONE},
 }
 configs = pytest.mark.parametrize("name", CONFIGS)
 
@@ -50,11 +50,11 @@ def model_of(name):
 
 
 def batches():
-    return quantizing.random_batches((4, 2, 16, 16))
+    return quantizing.random_batches((16, 2, 16, 16), 4)
 
 
 def one_more_batch():
-    return quantizing.random_batches((5, 2, 16, 16), 1, seed=9)[0]
+    return quantizing.random_batches((32, 2, 16, 16), 1, seed=9)[0]
 
 
 @configs
@@ -124,7 +124,7 @@ def test_quantizing_swaps_the_blocks_and_the_head_alone(name):
 @configs
 def test_kernels_agree_with_their_emulation_and_are_close_to_float(name, isa):
     found = quantizing.assert_integer_equals_emulated(model_of(name), batches(), one_more_batch())
-    assert found > MODEL_SQNR_DB["vision"]
+    assert found > MODEL_SQNR_DB["vim"]
 
 
 @configs
@@ -134,7 +134,7 @@ def test_a_quantized_model_survives_saving(name, tmp_path):
 
 def test_an_image_has_the_same_bits_alone_and_in_a_batch(isa):
     model, _ = quantizing.quantized(model_of("v2"), batches())
-    quantizing.assert_rows_stand_alone(model, one_more_batch())
+    quantizing.assert_rows_stand_alone(model, one_more_batch()[:5])
 
 
 def test_the_class_token_has_a_range_of_its_own():
@@ -154,7 +154,7 @@ def test_the_class_token_has_a_range_of_its_own():
         sqnr_db(quantizing.flat(quantizing.outputs(found, batch)), wanted)
         for found in (apart, together)
     ]
-    assert min(noise) > MODEL_SQNR_DB["vision"]
+    assert min(noise) > MODEL_SQNR_DB["vim"]
 
 
 def test_a_checkpoint_without_one_of_the_surrounding_tensors_is_refused(tmp_path):
@@ -168,7 +168,7 @@ def test_a_checkpoint_without_one_of_the_surrounding_tensors_is_refused(tmp_path
 
 @pytest.fixture(scope="module")
 def trained():
-    model = load_float_model(TRAINED)
+    model = load_float_model(TRAINED).requires_grad_(False)
     config = model.config
 
     def prepared(file, count):
@@ -189,7 +189,7 @@ def test_the_trained_model_keeps_its_predictions(trained):
     assert (wanted == labels).float().mean() > 0.85
     assert_equal(found, wanted)
     assert_equal(found, rounded)
-    assert sqnr_db(logits[1], logits[0]) > MODEL_SQNR_DB["vision"]
+    assert sqnr_db(logits[1], logits[0]) > MODEL_SQNR_DB["trained vim"]
     assert adapter_for(model).name == packed.adapter == "vim"
 
 

@@ -92,11 +92,12 @@ def vim_block_weights(block: nn.Module, class_token: int | None) -> MixerWeights
     if mixer.bimamba_type is BimambaType.NONE:
         return weights
     convs, branch_b = _way_back(mixer, weights)
+    takes_mean = mixer.takes_mean and mixer.bimamba_type is BimambaType.V2
     return weights.replace(
         convs=convs,
         branches=(*weights.branches, branch_b),
         routes=(FORWARD, ScanRoute(reverse=True, branch=1)),
-        out=weights.out / 2 if mixer.takes_mean else weights.out,
+        out=weights.out / 2 if takes_mean else weights.out,
     )
 
 
