@@ -27,7 +27,7 @@ from mambaquant_ext.cli.console import (
     progress_bar,
     quiet_libraries,
 )
-from mambaquant_ext.cli.quantize import folder_bytes
+from mambaquant_ext.cli.models import folder_bytes
 from mambaquant_ext.model.hf import language_model_weights
 from mambaquant_ext.pipeline import quantize_weights
 

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from mambaquant_ext.cli.console import progress_bar
-from mambaquant_ext.cli.text import load_tokenizer, pick_windows, token_windows
+from mambaquant_ext.cli.sampling import pick
+from mambaquant_ext.cli.text import load_tokenizer, token_windows
 from mambaquant_ext.evaluate import Evaluation, evaluate
 from mambaquant_ext.model.checkpoint import load_float_model
 
@@ -38,7 +39,7 @@ class DocsModel:
 def load(calibration_windows: int = CALIBRATION_WINDOWS) -> DocsModel:
     tokenizer = load_tokenizer(FOLDER)
     calibration, _ = token_windows(FOLDER / "calib.txt", tokenizer, WINDOW)
-    chosen = pick_windows(calibration, calibration_windows, seed=0)
+    chosen = pick(calibration, calibration_windows, seed=0)
     test, bytes_per_token = token_windows(FOLDER / "test.txt", tokenizer, WINDOW)
     return DocsModel(
         load_float_model(FOLDER), tokenizer, list(chosen.split(BATCH)), test, bytes_per_token

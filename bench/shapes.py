@@ -45,6 +45,8 @@ M370 = LayerShape("mamba-370m", 1024, 2048, 64)
 M790 = LayerShape("mamba-790m", 1536, 3072, 96)
 M1400 = LayerShape("mamba-1.4b", 2048, 4096, 128)
 M2800 = LayerShape("mamba-2.8b", 2560, 5120, 160)
+VIM_TINY = LayerShape("vim-tiny", 192, 384, 12)
+VIM_GRID = (14, 14)  # tokens of an image
 
 # By preset of bench.run (quick, full) and of bench.gpu (gpu-quick, gpu).
 MODELS = {

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.shapes import IMAGES, M130, M2800, MODELS
+from bench.shapes import IMAGES, M130, M2800, MODELS, VIM_GRID, VIM_TINY
 from mambaquant_ext import ops
 
 TOKENS = 2048
@@ -240,6 +240,20 @@ def selective_scan_cases() -> Iterator[SimCase]:
         given = _scan_arguments(16, 512, M2800.dim, readout, f32, f16)
         shape = f"16x512x{M2800.dim} {readout}, y f16"
         yield _case("selective_scan", shape, given, 16 * 512 * M2800.dim * 16, SCAN)
+    # Images walked column by column, without an order and with it.
+    height, width = VIM_GRID
+    tokens, dim = height * width, VIM_TINY.dim
+    columns = torch.arange(tokens, dtype=torch.int32).view(height, width).T.flatten()
+    for chunk_size, how in ((tokens, ", in sequence"), (0, "")):
+        given = _scan_arguments(8, tokens, dim, "rotated", f32, f32) | {"chunk_size": chunk_size}
+        addend = torch.randn(8, tokens, dim)
+        for route, more in (
+            ("by rows", {}),
+            ("by columns", {"order": columns}),
+            ("by columns, addend", {"order": columns, "addend": addend}),
+        ):
+            shape = f"8x{height}x{width}x{dim} rotated {route}{how}"
+            yield _case("selective_scan", shape, {**given, **more}, 8 * tokens * dim * 16, {})
     for batch in (1, 64):
         given = _scan_arguments(batch, 0, M2800.dim, "rotated", f32, f32)
         given["ssm_state"] = torch.randn(batch, 16, M2800.dim)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from bench.harness import BenchCase, optional
-from bench.shapes import DECODE_TOKENS, MODELS, PREFILL_TOKENS, LayerShape
+from bench.shapes import DECODE_TOKENS, MODELS, PREFILL_TOKENS, VIM_GRID, VIM_TINY, LayerShape
 from mambaquant_ext import ops
 
 Arguments = dict[str, torch.Tensor]
@@ -21,7 +21,8 @@ Arguments = dict[str, torch.Tensor]
 OPERATIONS_PER_STATE = {"float": 21, "int8": 25, "rotated int8": 29}
 OPERATIONS_PER_CHANNEL = 60
 CHECKED_CHANNELS = 64  # of every token; the reference loops over time
-BY_STATE = {"B", "B_scale", "C", "C_scale"}  # the arguments without a channel
+WITHOUT_CHANNEL = {"B", "B_scale", "C", "C_scale", "order"}
+IMAGES = 8
 
 
 def _arguments(model: LayerShape, batch: int, seqlen: int) -> Arguments:
@@ -60,7 +61,7 @@ def _check(run: Callable[[], object], arguments: Arguments, state: torch.Tensor 
     dim = arguments["x"].shape[-1]
     some = torch.linspace(0, dim - 1, min(dim, CHECKED_CHANNELS)).long()
     fewer = {
-        k: v[..., some] if isinstance(v, torch.Tensor) and k not in BY_STATE else v
+        k: v[..., some] if isinstance(v, torch.Tensor) and k not in WITHOUT_CHANNEL else v
         for k, v in arguments.items()
     }
     initial = None if state is None else state[..., some]
@@ -117,6 +118,24 @@ def _prefill(model: LayerShape, seqlen: int, readout: str) -> BenchCase:
     )
 
 
+def _image(readout: str) -> BenchCase:
+    """Column by column over images in row-major storage, joining what another route has given."""
+    height, width = VIM_GRID
+    tokens = IMAGES * height * width
+    arguments = _with_readout(_arguments(VIM_TINY, IMAGES, height * width), readout)
+    order = torch.arange(height * width, dtype=torch.int32).view(height, width).T.flatten()
+    addend = torch.randn(IMAGES, height * width, VIM_TINY.dim)
+    routed = {**arguments, "order": order, "addend": addend}
+    return BenchCase(
+        "selective_scan",
+        f"{VIM_TINY.name} {IMAGES}x{height}x{width}x{VIM_TINY.dim} by columns, addend {readout}",
+        lambda: ops.selective_scan(**routed),
+        lambda: _check(lambda: ops.selective_scan(**routed), routed, None),
+        bytes_moved=_bytes(VIM_TINY, tokens, IMAGES) + 4 * tokens * VIM_TINY.dim,
+        operations=_operations(VIM_TINY, tokens, readout),
+    )
+
+
 def _decode(model: LayerShape, batch: int, readout: str) -> BenchCase:
     arguments = _with_readout(_arguments(model, batch, 1), readout)
     sequences = {"x", "dt", "B", "C", "z"}
@@ -139,10 +158,12 @@ def _decode(model: LayerShape, batch: int, readout: str) -> BenchCase:
 
 
 def cases(preset: str) -> Iterator[BenchCase]:
-    """Prefill of one sequence and single-token updates, with each read-out."""
+    """Prefill of one sequence, single-token updates and images, with each read-out."""
     for model in MODELS[preset]:
         for readout in OPERATIONS_PER_STATE:
             for seqlen in PREFILL_TOKENS[preset]:
                 yield _prefill(model, seqlen, readout)
             for batch in DECODE_TOKENS[preset]:
                 yield _decode(model, batch, readout)
+    for readout in OPERATIONS_PER_STATE:
+        yield _image(readout)

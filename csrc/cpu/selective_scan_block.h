@@ -47,9 +47,9 @@ void store_up_to(T* p, F32 x, int64_t n) {
 // Steps [begin, begin + tokens) of the walk over one sequence.
 struct TokenBlock {
   int64_t batch = 0, begin = 0, tokens = 0;
-  int64_t token[kBlockTokens];        // where in storage each step is
   alignas(64) float B[kBlockStates];  // (tokens, dstate), dequantized
   alignas(64) float C[kBlockStates];  // as B; with a quantized read-out, C's integers
+  int64_t token[kBlockTokens];        // where in storage each step is
 };
 
 // A column of one operand that is wanted soon: one line per token.
@@ -245,10 +245,10 @@ void add(const SelectiveScanParams& p, const TokenBlock& block, ChannelBlock* b)
 
 template <typename YT>
 void store_y(const SelectiveScanParams& p, const TokenBlock& block, const ChannelBlock& b) {
-  const int64_t stride = p.dim;
+  const int64_t n = b.n, stride = p.dim;
   YT* y = static_cast<YT*>(p.y) + block.batch * p.seqlen * stride + b.c;
   for (int64_t t = 0; t < block.tokens; ++t) {
-    store_up_to(y + block.token[t] * stride, b.y[t], b.n);
+    store_up_to(y + block.token[t] * stride, b.y[t], n);
   }
 }
 

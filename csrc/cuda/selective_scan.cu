@@ -11,13 +11,14 @@ namespace mambaquant::cuda {
 namespace {
 
 constexpr int32_t kChunksPerBlock = 4;
-constexpr int64_t kTilesPerSm = 2;       // from which on sequences stay whole
-constexpr int32_t kMinChunkTokens = 16;  // chosen; a caller may ask for less
-constexpr int32_t kMaxChunkTokens = 64;  // 256 a block
-constexpr int32_t kSequenceTokens = 64;  // of a tile, where a block walks the whole sequence
+constexpr int64_t kTilesPerSm = 2;                   // from which on sequences stay whole
+constexpr int32_t kMinChunkTokens = 16;              // chosen; a caller may ask for less
+constexpr int32_t kMaxChunkTokens = kMaxTileTokens;  // 256 a block
+constexpr int32_t kSequenceTokens = kMaxTileTokens;  // where a block walks the whole sequence
 constexpr int64_t kTwoBlocksMin =
     96 * 1024;  // bytes of half an SM, below which one larger block serves better
 constexpr int64_t kMaxGrid = 0x7fffffff;
+constexpr int64_t kMaxRoutedTokens = 0x7fffffff;  // a tile's tokens are 32-bit
 
 bool fits_vectors(const void* base, DType dtype, int64_t stride_batch, int64_t stride_token) {
   const int64_t size = element_bytes(dtype);
@@ -30,6 +31,9 @@ uint32_t vector_operands(const SelectiveScanParams& p) {
   add(kVectorX, fits_vectors(p.x, DType::kI8, p.x_stride_batch, p.x_stride_token));
   add(kVectorDt, fits_vectors(p.dt, p.dt_dtype, p.dt_stride_batch, p.dt_stride_token));
   add(kVectorZ, p.z == nullptr || fits_vectors(p.z, p.z_dtype, p.z_stride_batch, p.z_stride_token));
+  add(kVectorAddend,
+      p.addend == nullptr ||
+          fits_vectors(p.addend, p.addend_dtype, p.addend_stride_batch, p.addend_stride_token));
   add(kVectorY, fits_vectors(p.y, p.y_dtype, 0, p.dim));
   add(kVectorB, fits_vectors(p.B, p.B_dtype, p.B_stride_batch, p.B_stride_token));
   add(kVectorC, fits_vectors(p.C, p.C_dtype, p.C_stride_batch, p.C_stride_token));
@@ -42,9 +46,12 @@ Readout readout_of(const SelectiveScanParams& p) {
                                     : Readout::kInt8;
 }
 
+bool is_routed(const SelectiveScanParams& p) { return p.order != nullptr || p.addend != nullptr; }
+
+// With room for an order: chunks, and so the bits of a result, do not depend on whether there is one.
 int64_t shared_bytes(const SelectiveScanParams& p, int32_t chunks, int32_t groups) {
-  return p.readout_scale == nullptr ? scan_shared_bytes<Readout::kFloat>(chunks, groups)
-                                    : scan_shared_bytes<Readout::kInt8>(chunks, groups);
+  return p.readout_scale == nullptr ? scan_shared_bytes<Readout::kFloat, true>(chunks, groups)
+                                    : scan_shared_bytes<Readout::kInt8, true>(chunks, groups);
 }
 
 // The longest chunk, up to kMaxChunkTokens, with which two blocks share an SM or, on a small one, one fits.
@@ -83,7 +90,7 @@ int64_t flag_bytes(int64_t blocks) {
   return ceil_div(blocks + 1, 32) * 32 * static_cast<int64_t>(sizeof(uint32_t));
 }
 
-template <Readout kReadout, int32_t kChunks>
+template <Readout kReadout, int32_t kChunks, bool kRouted>
 Status launch_scan(const SelectiveScanParams& p, const ScanPlan& plan, Stream stream) {
   const int64_t blocks = p.batch * plan.tiles * plan.blocks;
   if (blocks > kMaxGrid)
@@ -97,8 +104,8 @@ Status launch_scan(const SelectiveScanParams& p, const ScanPlan& plan, Stream st
         cudaMemsetAsync(chain.ticket, 0, static_cast<size_t>(flag_bytes(blocks)), to_cuda(stream)));
     if (!status.is_ok()) return status;
   }
-  const int64_t bytes = scan_shared_bytes<kReadout>(kChunks, plan.groups);
-  const auto kernel = scan_kernel<kReadout, kChunks>;
+  const int64_t bytes = scan_shared_bytes<kReadout, kRouted>(kChunks, plan.groups);
+  const auto kernel = scan_kernel<kReadout, kChunks, kRouted>;
   const Status status = allow_shared_memory(kernel, bytes);
   if (!status.is_ok()) return status;
   kernel<<<static_cast<uint32_t>(blocks), kTileChannels * kChunks, static_cast<size_t>(bytes),
@@ -130,12 +137,18 @@ Status launch_any(const SelectiveScanParams& p, Stream stream) {
   return check_launch();
 }
 
+template <Readout kReadout, bool kRouted>
+Status launch_tiles(const SelectiveScanParams& p, Stream stream) {
+  const ScanPlan plan = make_plan(p);
+  return is_split(p) ? launch_scan<kReadout, kChunksPerBlock, kRouted>(p, plan, stream)
+                     : launch_scan<kReadout, 1, kRouted>(p, plan, stream);
+}
+
 template <Readout kReadout>
 Status launch_readout(const SelectiveScanParams& p, Stream stream) {
+  if (is_routed(p)) return launch_tiles<kReadout, true>(p, stream);
   if (p.seqlen == 1) return launch_update<kReadout>(p, stream);
-  const ScanPlan plan = make_plan(p);
-  return is_split(p) ? launch_scan<kReadout, kChunksPerBlock>(p, plan, stream)
-                     : launch_scan<kReadout, 1>(p, plan, stream);
+  return launch_tiles<kReadout, false>(p, stream);
 }
 
 // No tokens: the state passes through.
@@ -148,7 +161,8 @@ Status copy_state(const SelectiveScanParams& p, Stream stream) {
                                    to_cuda(stream)));
 }
 
-// Walking backwards is walking forwards with the strides turned round; the kernels turn y.
+// Walking backwards is walking forwards with the strides turned round; the kernels turn y. Where tokens are
+// looked up, that turns them.
 void reverse_inputs(SelectiveScanParams* p) {
   const auto turn = [&](const void* base, DType dtype, int64_t* stride) -> const void* {
     const int64_t last = (p->seqlen - 1) * *stride * element_bytes(dtype);
@@ -191,13 +205,15 @@ Status selective_scan(const SelectiveScanParams& params, Stream stream) {
   if (p.chunk_size <= 0) return Status::unsupported("expected a chunk_size of 1 or more");
   if (p.batch == 0 || p.dim == 0) return Status::ok();
   if (p.seqlen == 0) return copy_state(p, stream);
-  if (p.reverse) reverse_inputs(&p);
+  if (is_routed(p) && p.seqlen > kMaxRoutedTokens)
+    return Status::unsupported("expected at most 2^31 - 1 tokens with an order or an addend");
   if (p.dstate != kStates) {
     // Eight states a lane where there are so many, up to 32 lanes.
     if (p.dstate == 1) return launch_any<1>(p, stream);
     if (p.dstate == 2) return launch_any<2>(p, stream);
     return p.dstate <= 4 ? launch_any<4>(p, stream) : launch_any<8>(p, stream);
   }
+  if (p.reverse && !is_routed(p)) reverse_inputs(&p);
   switch (readout_of(p)) {
     case Readout::kFloat:
       return launch_readout<Readout::kFloat>(p, stream);

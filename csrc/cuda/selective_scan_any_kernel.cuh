@@ -16,11 +16,12 @@ inline constexpr int32_t kAnyThreads = 128;
 // What one token brings to a lane.
 template <int32_t kPerLane>
 struct LaneToken {
-  float x, dt, z;
+  int64_t token;  // in storage, or kNoToken
+  float x, dt, z, addend;
   float B[kPerLane], C[kPerLane];
 };
 
-// A lane's place, its states, and where it reads next.
+// A lane's place, its states, and where it reads.
 template <int32_t kPerLane>
 struct LaneChannel {
   int64_t batch, c;
@@ -28,32 +29,32 @@ struct LaneChannel {
   bool exists;
   float A[kPerLane], h[kPerLane], B_scale[kPerLane];
   float C_scale;
-  Cursor x, dt, z, B, C;
+  Cursor x, dt, z, addend, B, C;  // at token 0
 
   __device__ int32_t state(int32_t k) const { return lane + k * lanes; }
 };
 
 template <int32_t kPerLane>
-__device__ inline LaneToken<kPerLane> load_token(const SelectiveScanParams& p,
-                                                 LaneChannel<kPerLane>& channel) {
+__device__ inline LaneToken<kPerLane> load_token(const SelectiveScanParams& p, int64_t step,
+                                                 const LaneChannel<kPerLane>& channel) {
   LaneToken<kPerLane> token;
-  token.x = load_element(channel.x.row, DType::kI8, 0);
-  token.dt = load_element(channel.dt.row, p.dt_dtype, 0);
-  token.z = p.z == nullptr ? 0.0f : load_element(channel.z.row, p.z_dtype, 0);
+  const int64_t at = token_of(p, step);
+  const bool exists = at != kNoToken;
+  const auto load = [&](const Cursor& cursor, DType dtype, int32_t i) {
+    return load_element(cursor.at(at), dtype, i);
+  };
+  token.token = at;
+  token.x = exists ? load(channel.x, DType::kI8, 0) : 0.0f;
+  token.dt = exists ? load(channel.dt, p.dt_dtype, 0) : kNoStep;
+  token.z = exists && p.z != nullptr ? load(channel.z, p.z_dtype, 0) : 0.0f;
+  token.addend = exists && p.addend != nullptr ? load(channel.addend, p.addend_dtype, 0) : 0.0f;
 #pragma unroll
   for (int32_t k = 0; k < kPerLane; ++k) {
     token.B[k] = token.C[k] = 0.0f;
-    if (channel.state(k) >= p.dstate) continue;
-    token.B[k] =
-        __fmul_rn(load_element(channel.B.row, p.B_dtype, k * channel.lanes), channel.B_scale[k]);
-    token.C[k] =
-        __fmul_rn(load_element(channel.C.row, p.C_dtype, k * channel.lanes), channel.C_scale);
+    if (!exists || channel.state(k) >= p.dstate) continue;
+    token.B[k] = __fmul_rn(load(channel.B, p.B_dtype, k * channel.lanes), channel.B_scale[k]);
+    token.C[k] = __fmul_rn(load(channel.C, p.C_dtype, k * channel.lanes), channel.C_scale);
   }
-  channel.x.skip(1);
-  channel.dt.skip(1);
-  channel.z.skip(1);
-  channel.B.skip(1);
-  channel.C.skip(1);
   return token;
 }
 
@@ -119,6 +120,8 @@ __device__ inline LaneChannel<kPerLane> load_lane_channel(const SelectiveScanPar
   channel.x = Cursor(p.x, DType::kI8, b * p.x_stride_batch + c, p.x_stride_token);
   channel.dt = Cursor(p.dt, p.dt_dtype, b * p.dt_stride_batch + c, p.dt_stride_token);
   channel.z = Cursor(p.z, p.z_dtype, b * p.z_stride_batch + c, p.z_stride_token);
+  channel.addend =
+      Cursor(p.addend, p.addend_dtype, b * p.addend_stride_batch + c, p.addend_stride_token);
   channel.B = Cursor(p.B, p.B_dtype, b * p.B_stride_batch + channel.lane, p.B_stride_token);
   channel.C = Cursor(p.C, p.C_dtype, b * p.C_stride_batch + channel.lane, p.C_stride_token);
   channel.C_scale = p.C_scale == nullptr || p.readout_scale != nullptr ? 1.0f : *p.C_scale;
@@ -144,11 +147,10 @@ __global__ void __launch_bounds__(kAnyThreads, kPerLane < 8 ? 4 : 2)
               inv_readout_scale = load_inv_readout_scale(p, channel.c);
   const Skip skip = load_skip(p, channel.c);
   const Gate gate = load_gate(p, channel.c);
-  LaneToken<kPerLane> next = load_token(p, channel);
-  int64_t y_index = (channel.batch * p.seqlen + (p.reverse ? p.seqlen - 1 : 0)) * p.dim + channel.c;
+  LaneToken<kPerLane> next = load_token(p, 0, channel);
   for (int64_t t = 0; t < p.seqlen; ++t) {
     const LaneToken<kPerLane> token = next;
-    if (t + 1 < p.seqlen) next = load_token(p, channel);
+    if (t + 1 < p.seqlen) next = load_token(p, t + 1, channel);
     const float dt = softplus(token.dt + bias), x_f = input(token.x);
     const float dtx = __fmul_rn(dt, x_f);
 #pragma unroll
@@ -156,9 +158,12 @@ __global__ void __launch_bounds__(kAnyThreads, kPerLane < 8 ? 4 : 2)
       channel.h[k] = advance(channel.h[k], channel.A[k], token.B[k], dt, dtx);
     // Without integers the scale is 1: one form serves both.
     float y = skip.apply<Readout::kInt8>(read_out_lanes(p, channel, token, inv_readout_scale), x_f);
+    if (p.addend != nullptr) y += token.addend;
     if (p.z != nullptr) y = gate.apply(y, token.z);
-    if (channel.exists && channel.lane == 0) store_element(p.y, p.y_dtype, y_index, y);
-    y_index += p.reverse ? -p.dim : p.dim;
+    if (channel.exists && channel.lane == 0 && token.token != kNoToken) {
+      const int64_t row = channel.batch * p.seqlen + token.token;
+      store_element(p.y, p.y_dtype, row * p.dim + channel.c, y);
+    }
   }
   if (!channel.exists) return;
 #pragma unroll

@@ -60,7 +60,18 @@ struct Cursor {
       : row(static_cast<const char*>(base) + offset * element_bytes(dtype)),
         stride(stride_token * element_bytes(dtype)) {}
   __device__ void skip(int32_t tokens) { row += tokens * stride; }
+  __device__ const char* at(int64_t token) const { return row + token * stride; }
 };
+
+// Where in storage a step of the walk is, looked up; kNoToken for what is no token of the sequence, which is
+// neither read nor written.
+inline constexpr int64_t kNoToken = -1;
+__device__ inline int64_t token_of(const SelectiveScanParams& p, int64_t step) {
+  const int64_t t = p.reverse ? p.seqlen - 1 - step : step;
+  if (p.order == nullptr) return t;
+  const int64_t token = p.order[t];
+  return token >= 0 && token < p.seqlen ? token : kNoToken;
+}
 
 // x_f = (x - zero) * scale. The difference is exact, with kByteShift on both sides too (zero points stay
 // below 2^22).
@@ -122,6 +133,9 @@ __device__ inline float quantized_state(float h, float inv_scale) {
   const float q = fmaf(h, inv_scale, kRounder);
   return fmaxf(fminf(q, kRounder + kQMax), kRounder + kQMinSymmetric);
 }
+
+// In the place of a dt that does not exist: softplus makes it 0, a step that leaves the state as it is.
+inline constexpr float kNoStep = -__builtin_huge_valf();
 
 // A token's row of B, or of C for the float read-out; of int8 C. Built-in vectors, which the compiler never
 // takes apart into loads of four bytes.

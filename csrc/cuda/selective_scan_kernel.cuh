@@ -9,6 +9,9 @@
 //   passes on its own, and then scans again, now with the read-out, what still lies in shared memory.
 //   Blocks take their places by a ticket, so that whoever waits, waits for one that runs already.
 //
+// A routed walk (an order, or an addend) looks up the tokens of a tile once, which costs 2 % more instructions; a
+// walk without is compiled apart and has none of it.
+//
 // Bound: instructions, and 2^x within them: per (token, channel, state) 5 to 12 and what they share
 // (docs/design/0009 has the counts), pass 1 4.7 more. Bytes, per (token, channel): dt, x, z and y once,
 // B and C once for 64 channels (1/2), A, scales and states once for a block of 256 tokens (220/256).
@@ -43,12 +46,12 @@ struct CarrySlots {
   uint32_t ticket;
 };
 
-template <Readout kReadout>
-using ScanGroup = TileGroup<typename ReadoutRow<kReadout>::type>;
+template <Readout kReadout, bool kRouted>
+using ScanGroup = TileGroup<typename ReadoutRow<kReadout>::type, kRouted>;
 
-template <Readout kReadout>
+template <Readout kReadout, bool kRouted>
 constexpr int64_t scan_shared_bytes(int32_t chunks, int32_t groups) {
-  const int64_t tile = groups * static_cast<int64_t>(sizeof(ScanGroup<kReadout>));
+  const int64_t tile = groups * static_cast<int64_t>(sizeof(ScanGroup<kReadout, kRouted>));
   return static_cast<int64_t>(sizeof(ScanScales)) + chunks * tile +
          (chunks > 1 ? static_cast<int64_t>(sizeof(CarrySlots)) : 0);
 }
@@ -80,11 +83,12 @@ __device__ inline void take_scales(const ScanScales& scales, ScanChannel& channe
 
 // One channel over a tile: advances its states; pass 2 puts y, before the gate, in the place of the steps,
 // pass 1 returns their sum.
-template <Readout kReadout, bool kReadsOut>
-__device__ inline float scan_tile(ScanGroup<kReadout>* tile, int32_t groups, ScanChannel& channel) {
+template <Readout kReadout, bool kReadsOut, bool kRouted>
+__device__ inline float scan_tile(ScanGroup<kReadout, kRouted>* tile, int32_t groups,
+                                  ScanChannel& channel) {
   const int32_t slot = slot_of(channel.c);
   float sum = 0.0f;
-  for (const ScanGroup<kReadout>* end = tile + groups; tile != end; ++tile) {
+  for (const ScanGroup<kReadout, kRouted>* end = tile + groups; tile != end; ++tile) {
     const float4 four = steps_at(tile, slot);
     const float dt[kGroup] = {four.x, four.y, four.z, four.w};
     float x_f[kGroup], y[kGroup];
@@ -197,25 +201,26 @@ __device__ inline int64_t take_place(const ScanChain& chain, const ScanPlan& pla
 }
 
 // Four chunks at once, a tile each.
-template <Readout kReadout, int32_t kChunks>
+template <Readout kReadout, int32_t kChunks, bool kRouted>
 __device__ inline void scan_chunks(const SelectiveScanParams& p, const ScanPlan& plan,
                                    const ScanChain& chain, const ScanScales& scales,
                                    int64_t sequence, int64_t block, TilePlace place,
-                                   ScanGroup<kReadout>* tile, CarrySlots* carry,
+                                   ScanGroup<kReadout, kRouted>* tile, CarrySlots* carry,
                                    ScanChannel& channel) {
   const int32_t chunk = static_cast<int32_t>(threadIdx.x) / kTileChannels;
   if (chunk == 0) {
     load_A(p, place, channel);
     put_state(channel.A, channel.c, carry);
   }
-  __syncthreads();
-  take_scales(scales, channel);
   place.token = (block * kChunks + chunk) * plan.chunk_tokens;
   const int64_t left = p.seqlen - place.token;
   place.tokens =
       static_cast<int32_t>(max(min(left, static_cast<int64_t>(plan.chunk_tokens)), int64_t{0}));
-  ThreadColumn column(p, place);
-  ThreadRows rows(p, place);
+  if constexpr (kRouted) load_tokens(p, place, tile);
+  __syncthreads();
+  take_scales(scales, channel);
+  ThreadColumn<kRouted> column(p, place);
+  ThreadRows<kRouted> rows(p, place);
   load_channels(p, place, scales, tile, column);
   load_state_rows(p, place, scales, tile, rows);
   take_state(*carry, channel.c, channel.A);
@@ -223,7 +228,7 @@ __device__ inline void scan_chunks(const SelectiveScanParams& p, const ScanPlan&
   for (int32_t n = 0; n < kStates; ++n) channel.h[n] = 0.0f;
   __syncthreads();
   const int32_t groups = (place.tokens + kGroup - 1) / kGroup;
-  const float steps = scan_tile<kReadout, false>(tile, groups, channel);
+  const float steps = scan_tile<kReadout, false, kRouted>(tile, groups, channel);
   const BlockPrefix prefix = join_chunks<kChunks>(chunk, steps, carry, channel);
   link_blocks<kChunks>(p, plan, chain, sequence, block, chunk, prefix, carry, channel);
   // The states that this chunk starts with, and the scan proper.
@@ -232,7 +237,7 @@ __device__ inline void scan_chunks(const SelectiveScanParams& p, const ScanPlan&
 #pragma unroll
   for (int32_t n = 0; n < kStates; ++n) channel.h[n] = prefix.before[n];
   decay_onto(channel.A, prefix.steps_before, start, channel.h);
-  scan_tile<kReadout, true>(tile, groups, channel);
+  scan_tile<kReadout, true, kRouted>(tile, groups, channel);
   __syncthreads();
   store_channels(p, place, scales, tile, column);
   if (block + 1 == plan.blocks && chunk == kChunks - 1 && channel.exists) {
@@ -241,37 +246,44 @@ __device__ inline void scan_chunks(const SelectiveScanParams& p, const ScanPlan&
 }
 
 // The whole sequence, a tile after another.
-template <Readout kReadout>
+template <Readout kReadout, bool kRouted>
 __device__ inline void scan_sequence(const SelectiveScanParams& p, const ScanPlan& plan,
                                      const ScanScales& scales, TilePlace place,
-                                     ScanGroup<kReadout>* tile, ScanChannel& channel) {
+                                     ScanGroup<kReadout, kRouted>* tile, ScanChannel& channel) {
   load_A(p, place, channel);
   load_initial_state(p, channel.state_offset, p.dim, channel.h);
   __syncthreads();
   take_scales(scales, channel);
   place.token = 0;
-  ThreadColumn column(p, place);
-  ThreadRows rows(p, place);
+  ThreadColumn<kRouted> column(p, place);
+  ThreadRows<kRouted> rows(p, place);
   for (int64_t left = p.seqlen; left > 0; left -= plan.chunk_tokens) {
     place.tokens = static_cast<int32_t>(min(left, static_cast<int64_t>(plan.chunk_tokens)));
     place.groups = (place.tokens + kGroup - 1) / kGroup;
+    if constexpr (kRouted) {
+      place.token = p.seqlen - left;
+      __syncthreads();  // the tile before is stored
+      load_tokens(p, place, tile);
+      __syncthreads();
+    }
     load_channels(p, place, scales, tile, column);
     load_state_rows(p, place, scales, tile, rows);
     __syncthreads();
-    scan_tile<kReadout, true>(tile, place.groups, channel);
+    scan_tile<kReadout, true, kRouted>(tile, place.groups, channel);
     __syncthreads();
     store_channels(p, place, scales, tile, column);
   }
   if (channel.exists) store_state(p.final_state + channel.state_offset, p.dim, channel.h);
 }
 
-template <Readout kReadout, int32_t kChunks>
+// kRouted: the walk has an order or an addend. Without, rows lie a stride apart, and nothing is looked up.
+template <Readout kReadout, int32_t kChunks, bool kRouted>
 __global__ void __launch_bounds__(kTileChannels* kChunks, kChunks == 1 ? 6 : 2)
     scan_kernel(const __grid_constant__ SelectiveScanParams p, const ScanPlan plan,
                 const ScanChain chain) {
   extern __shared__ __align__(16) char memory[];
   auto* scales = reinterpret_cast<ScanScales*>(memory);
-  auto* tiles = reinterpret_cast<ScanGroup<kReadout>*>(memory + sizeof(ScanScales));
+  auto* tiles = reinterpret_cast<ScanGroup<kReadout, kRouted>*>(memory + sizeof(ScanScales));
   const int32_t thread = static_cast<int32_t>(threadIdx.x);
   auto* tile = tiles + thread / kTileChannels * plan.groups;
   auto* carry = reinterpret_cast<CarrySlots*>(tiles + kChunks * plan.groups);
@@ -296,10 +308,10 @@ __global__ void __launch_bounds__(kTileChannels* kChunks, kChunks == 1 ? 6 : 2)
   channel.state_offset = place.batch * kStates * p.dim + c;
   if (thread < kTileChannels) load_scales(p, c, thread, scales);
   if constexpr (kChunks == 1) {
-    scan_sequence<kReadout>(p, plan, *scales, place, tile, channel);
+    scan_sequence<kReadout, kRouted>(p, plan, *scales, place, tile, channel);
   } else {
-    scan_chunks<kReadout, kChunks>(p, plan, chain, *scales, sequence, block, place, tile, carry,
-                                   channel);
+    scan_chunks<kReadout, kChunks, kRouted>(p, plan, chain, *scales, sequence, block, place, tile,
+                                            carry, channel);
   }
 }
 

@@ -9,10 +9,45 @@
 
 namespace mambaquant::cuda {
 
-// The part that exists, from the first token and channel.
-struct Square {
+inline constexpr int32_t kGroup = 4;  // tokens
+
+// The rows of a square, one after another.
+struct StridedRows {
+  const char* row;
+  int64_t stride;
+  __device__ const char* next() {
+    const char* current = row;
+    row += stride;
+    return current;
+  }
+};
+struct RoutedRows {
+  Cursor cursor;  // at token 0
+  const int32_t* token;
+  __device__ const char* next() { return cursor.at(*token++); }
+};
+
+// Four tokens in storage order, or turned round: the part that exists, from the first token and channel.
+struct StridedSquare {
   int32_t tokens, channels;
+  __device__ bool has(int32_t t) const { return t < tokens; }
   __device__ bool has(int32_t t, int32_t i) const { return t < tokens && i < channels; }
+  __device__ bool has_all_tokens() const { return tokens >= kGroup; }
+  // cursor: at the first token
+  __device__ StridedRows rows(const Cursor& cursor) const { return {cursor.row, cursor.stride}; }
+};
+
+// Four tokens wherever the walk finds them.
+struct RoutedSquare {
+  int32_t token[kGroup];  // in storage, or kNoToken
+  int32_t channels;
+  __device__ bool has(int32_t t) const { return token[t] >= 0; }
+  __device__ bool has(int32_t t, int32_t i) const { return token[t] >= 0 && i < channels; }
+  __device__ bool has_all_tokens() const {
+    return (token[0] | token[1] | token[2] | token[3]) >= 0;
+  }
+  // cursor: at token 0
+  __device__ RoutedRows rows(const Cursor& cursor) const { return {cursor, token}; }
 };
 
 // Four neighbours as one built-in vector. Moved by __ldcg and __stcg: through L2 alone, as what is used once
@@ -53,35 +88,39 @@ struct Four<int8_t> {
   }
 };
 
-// Rows lie `stride` bytes apart; `row` is the first. load_full: the square exists in full, on vector borders.
-template <typename T>
-__device__ inline void load_full(const char* row, int64_t stride, float (&v)[4][4]) {
+// load_full: the square exists in full, on vector borders.
+template <typename T, typename Rows>
+__device__ inline void load_full(Rows rows, float (&v)[4][4]) {
 #pragma unroll
-  for (int32_t t = 0; t < 4; ++t, row += stride) {
+  for (int32_t t = 0; t < 4; ++t) {
     const float4 four =
-        Four<T>::floats(__ldcg(reinterpret_cast<const typename Four<T>::Raw*>(row)));
+        Four<T>::floats(__ldcg(reinterpret_cast<const typename Four<T>::Raw*>(rows.next())));
     v[t][0] = four.x;
     v[t][1] = four.y;
     v[t][2] = four.z;
     v[t][3] = four.w;
   }
 }
-__device__ inline void load_full(const char* row, DType dtype, int64_t stride, float (&v)[4][4]) {
+template <typename Rows>
+__device__ inline void load_full(const Rows& rows, DType dtype, float (&v)[4][4]) {
   if (dtype == DType::kF32) {
-    load_full<float>(row, stride, v);
+    load_full<float>(rows, v);
   } else if (dtype == DType::kI8) {
-    load_full<int8_t>(row, stride, v);
+    load_full<int8_t>(rows, v);
   } else if (dtype == DType::kF16) {
-    load_full<__half>(row, stride, v);
+    load_full<__half>(rows, v);
   } else {
-    load_full<__nv_bfloat16>(row, stride, v);
+    load_full<__nv_bfloat16>(rows, v);
   }
 }
 // Elements that do not exist get `absent`.
-__device__ inline void load_part(const char* row, DType dtype, int64_t stride, const Square& square,
+template <typename Square>
+__device__ inline void load_part(const Cursor& cursor, DType dtype, const Square& square,
                                  float absent, float (&v)[4][4]) {
+  auto rows = square.rows(cursor);
 #pragma unroll
-  for (int32_t t = 0; t < 4; ++t, row += stride) {
+  for (int32_t t = 0; t < 4; ++t) {
+    const char* row = rows.next();
 #pragma unroll
     for (int32_t i = 0; i < 4; ++i)
       v[t][i] = square.has(t, i) ? load_element(row, dtype, i) : absent;
@@ -89,12 +128,13 @@ __device__ inline void load_part(const char* row, DType dtype, int64_t stride, c
 }
 
 // Words of bytes, a word for each token.
-__device__ inline uint4 load_full_bytes(const char* row, int64_t stride) {
+template <typename Rows>
+__device__ inline uint4 load_full_bytes(Rows rows) {
   uint4 words;
-  words.x = __ldcg(reinterpret_cast<const uint32_t*>(row));
-  words.y = __ldcg(reinterpret_cast<const uint32_t*>(row += stride));
-  words.z = __ldcg(reinterpret_cast<const uint32_t*>(row += stride));
-  words.w = __ldcg(reinterpret_cast<const uint32_t*>(row += stride));
+  words.x = __ldcg(reinterpret_cast<const uint32_t*>(rows.next()));
+  words.y = __ldcg(reinterpret_cast<const uint32_t*>(rows.next()));
+  words.z = __ldcg(reinterpret_cast<const uint32_t*>(rows.next()));
+  words.w = __ldcg(reinterpret_cast<const uint32_t*>(rows.next()));
   return words;
 }
 // 0 for bytes that do not exist.
@@ -106,35 +146,41 @@ __device__ inline uint32_t load_bytes(const char* p, int32_t count) {
   }
   return word;
 }
-__device__ inline uint4 load_part_bytes(const char* row, int64_t stride, const Square& square) {
+template <typename Square>
+__device__ inline uint4 load_part_bytes(const Cursor& cursor, const Square& square) {
+  auto rows = square.rows(cursor);
   uint32_t words[4];
 #pragma unroll
-  for (int32_t t = 0; t < 4; ++t, row += stride)
-    words[t] = load_bytes(row, t < square.tokens ? square.channels : 0);
+  for (int32_t t = 0; t < 4; ++t)
+    words[t] = load_bytes(rows.next(), square.has(t) ? square.channels : 0);
   return {words[0], words[1], words[2], words[3]};
 }
 
-template <typename T>
-__device__ inline void store_full(char* row, int64_t stride, const float (&v)[4][4]) {
+template <typename T, typename Rows>
+__device__ inline void store_full(Rows rows, const float (&v)[4][4]) {
 #pragma unroll
-  for (int32_t t = 0; t < 4; ++t, row += stride) {
-    __stcg(reinterpret_cast<typename Four<T>::Raw*>(row),
+  for (int32_t t = 0; t < 4; ++t) {
+    __stcg(reinterpret_cast<typename Four<T>::Raw*>(const_cast<char*>(rows.next())),
            Four<T>::raw({v[t][0], v[t][1], v[t][2], v[t][3]}));
   }
 }
-__device__ inline void store_full(char* row, DType dtype, int64_t stride, const float (&v)[4][4]) {
+template <typename Rows>
+__device__ inline void store_full(const Rows& rows, DType dtype, const float (&v)[4][4]) {
   if (dtype == DType::kF32) {
-    store_full<float>(row, stride, v);
+    store_full<float>(rows, v);
   } else if (dtype == DType::kF16) {
-    store_full<__half>(row, stride, v);
+    store_full<__half>(rows, v);
   } else {
-    store_full<__nv_bfloat16>(row, stride, v);
+    store_full<__nv_bfloat16>(rows, v);
   }
 }
-__device__ inline void store_part(char* row, DType dtype, int64_t stride, const Square& square,
+template <typename Square>
+__device__ inline void store_part(const Cursor& cursor, DType dtype, const Square& square,
                                   const float (&v)[4][4]) {
+  auto rows = square.rows(cursor);
 #pragma unroll
-  for (int32_t t = 0; t < 4; ++t, row += stride) {
+  for (int32_t t = 0; t < 4; ++t) {
+    char* row = const_cast<char*>(rows.next());
 #pragma unroll
     for (int32_t i = 0; i < 4; ++i) {
       if (square.has(t, i)) store_element(row, dtype, i, v[t][i]);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,17 +11,22 @@ from typing import Any
 from torch import nn
 
 from mambaquant_ext.artifacts import (
+    BlockLayout,
+    BranchLayout,
     CheckpointError,
+    ConvLayout,
     PackedModel,
     load_packed,
     save_packed,
 )
 from mambaquant_ext.artifacts.files import METADATA_FILE, read_json
-from mambaquant_ext.config import Fidelity
+from mambaquant_ext.config import Fidelity, Rotation
 from mambaquant_ext.model.adapters import adapter
 from mambaquant_ext.model.checkpoint import empty_model, skeleton
 from mambaquant_ext.model.hf import import_transformers, refusals_as
+from mambaquant_ext.pipeline import LANGUAGE_MODEL
 from mambaquant_ext.run.swap import swap_
+from mambaquant_ext.transform import rotatable_rank
 
 # Copied along where the float model's folder has them.
 COMPANIONS = (
@@ -112,8 +118,57 @@ def _built(folder: Path, packed: PackedModel) -> nn.Module:
         raise CheckpointError(f"{path}: {error}") from None
 
 
+def _check_language_blocks(packed: PackedModel, where: Path) -> None:
+    """Whether every block is what a language model's is: nothing else may be told by its layout."""
+    first, recipe = packed.blocks[0].layout, packed.recipe
+    if packed.adapter != LANGUAGE_MODEL:
+        raise CheckpointError(
+            f"{where}: adapter: expected {LANGUAGE_MODEL!r} with a head, got {packed.adapter!r}"
+        )
+    if not first.convs:
+        raise CheckpointError(f"{where}: layers[0].convs: expected one, got none")
+    expected = BlockLayout(
+        hidden=first.hidden,
+        dim=first.dim,
+        norm_eps=first.norm_eps,
+        convs=(ConvLayout(kernel=first.convs[0].kernel),),
+        branches=(
+            BranchLayout(
+                dim=first.dim, dstate=first.branches[0].dstate, dt_rank=first.branches[0].dt_rank
+            ),
+        ),
+        out_norm_eps=0.0,
+        has_out_rotation=recipe.out_rotation,
+        has_state_rotation=recipe.state_rotation,
+        quantize_readout=recipe.quantize_readout,
+        weight_bits=recipe.weight_bits,
+        activation_bits=recipe.activation_bits,
+        gate_bits=recipe.gate_bits,
+    )
+    for index, block in enumerate(packed.blocks):
+        for field in dataclasses.fields(BlockLayout):
+            wanted, got = getattr(expected, field.name), getattr(block.layout, field.name)
+            if got != wanted:
+                raise CheckpointError(
+                    f"{where}: layers[{index}].{field.name}: expected {wanted!r} in a language model, got {got!r}"
+                )
+
+
+def _check_rank(values: dict[str, Any], packed: PackedModel, where: Path) -> None:
+    """time_step_rank, which R5 may have widened."""
+    found, dt_rank = values.get("time_step_rank"), packed.blocks[0].layout.branches[0].dt_rank
+    fits = type(found) is int and found == dt_rank
+    if type(found) is int and packed.recipe.dt_rotation is not Rotation.NONE:
+        fits = rotatable_rank(found) == dt_rank
+    if not fits:
+        raise CheckpointError(
+            f"{where}: time_step_rank: expected one that gives {dt_rank}, got {found!r}"
+        )
+
+
 def _skeleton(folder: Path, packed: PackedModel) -> Any:
     """The language model of config.json, without storage, checked against the packed model."""
+    _check_language_blocks(packed, folder / METADATA_FILE)
     path = folder / "config.json"
     values = read_json(path)
     assert packed.head is not None
@@ -132,6 +187,7 @@ def _skeleton(folder: Path, packed: PackedModel) -> Any:
         found = values.get(name)
         if type(found) is not type(value) or found != value:
             raise CheckpointError(f"{path}: {name}: expected {value!r}, got {found!r}")
+    _check_rank(values, packed, path)
     values.pop("quantization_config", None)
     transformers = import_transformers()
     with refusals_as(CheckpointError, path):

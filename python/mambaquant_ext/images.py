@@ -96,6 +96,12 @@ def load_images(
     return loaded
 
 
+def holds_images(path: Path) -> bool:
+    """Whether load_images would take a path for images, going by what it is and its name alone."""
+    is_file_of_images = path.suffix.lower() == ".npz" or IDX_IMAGES.fullmatch(path.name) is not None
+    return path.is_dir() or is_file_of_images
+
+
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(images / 255 - mean) / std, channel by channel.
 

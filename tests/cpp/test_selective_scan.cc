@@ -1,5 +1,5 @@
 // selective_scan on exact-size buffers: against its formula in double without the int8 read-out, in one chunk
-// and in several, and in single steps, which must give equal bits to the whole.
+// and in several, along an order and with an addend, and in single steps, which must give equal bits to the whole.
 #include "mambaquant/selective_scan.h"
 
 #include <cmath>
@@ -39,6 +39,7 @@ struct Problem {
         B(span(c, c.dstate)),
         C(span(c, c.dstate)),
         z(span(c, c.dim)),
+        addend(span(c, c.dim)),
         x_scale(c.dim),
         dt_bias(c.dim),
         A(c.dstate * c.dim),
@@ -49,10 +50,11 @@ struct Problem {
         gate_scale(c.dim),
         readout_scale(c.dim),
         initial(c.batch * c.dstate * c.dim),
-        x_zero_point(c.dim) {
+        x_zero_point(c.dim),
+        order(c.seqlen) {
     Random random(static_cast<uint64_t>(c.dim * 300 + c.dstate));
     for (Buffer<int8_t>* buffer : {&x, &B8, &C8, &z8}) fill_int8(*buffer, random);
-    for (Buffer<float>* buffer : {&dt, &B, &C, &z, &dt_bias, &D, &initial}) {
+    for (Buffer<float>* buffer : {&dt, &B, &C, &z, &addend, &dt_bias, &D, &initial}) {
       fill_uniform(*buffer, random, -1.0f, 1.0f);
     }
     fill_uniform(A, random, -8.0f, -0.5f);
@@ -61,6 +63,10 @@ struct Problem {
     }
     fill_uniform(gate_scale, random, 0.5f, 2.0f);
     for (int64_t e = 0; e < c.dim; ++e) x_zero_point[e] = random.integer(-90, -60);
+    for (int64_t t = 0; t < c.seqlen; ++t) {
+      order[t] = static_cast<int32_t>(t);
+      std::swap(order[t], order[random.integer(0, static_cast<int32_t>(t))]);
+    }
   }
 
   SelectiveScanParams params() {
@@ -69,9 +75,11 @@ struct Problem {
     p.seqlen = c.seqlen;
     p.dim = c.dim;
     p.dstate = c.dstate;
-    p.x_stride_token = p.dt_stride_token = p.z_stride_token = c.dim + c.padding;
+    p.x_stride_token = p.dt_stride_token = p.z_stride_token = p.addend_stride_token =
+        c.dim + c.padding;
     p.B_stride_token = p.C_stride_token = c.dstate + c.padding;
-    p.x_stride_batch = p.dt_stride_batch = p.z_stride_batch = c.seqlen * p.x_stride_token;
+    p.x_stride_batch = p.dt_stride_batch = p.z_stride_batch = p.addend_stride_batch =
+        c.seqlen * p.x_stride_token;
     p.B_stride_batch = p.C_stride_batch = c.seqlen * p.B_stride_token;
     p.x = x.data();
     p.x_scale = x_scale.data();
@@ -99,13 +107,19 @@ struct Problem {
   Case c;
   bool is_int8;
   Buffer<int8_t> x, B8, C8, z8;
-  Buffer<float> dt, B, C, z, x_scale, dt_bias, A, B_scale, C_scale, D, z_scale, gate_scale;
+  Buffer<float> dt, B, C, z, addend, x_scale, dt_bias, A, B_scale, C_scale, D, z_scale, gate_scale;
   Buffer<float> readout_scale, initial;
-  Buffer<int32_t> x_zero_point;
+  Buffer<int32_t> x_zero_point, order;
+};
+
+// routed: along `order`, with `addend`.
+struct Walk {
+  bool reverse, routed;
+  int64_t chunk_size;  // 0: the whole sequence
 };
 
 // What the float path gives for one channel of one sequence, in double.
-void expect_channel(const Problem& problem, int64_t b, int64_t e, bool reverse,
+void expect_channel(const Problem& problem, int64_t b, int64_t e, const Walk& walk,
                     const Buffer<float>& y) {
   const Case& c = problem.c;
   std::vector<double> h;
@@ -113,7 +127,8 @@ void expect_channel(const Problem& problem, int64_t b, int64_t e, bool reverse,
     h.push_back(problem.initial[(b * c.dstate + n) * c.dim + e]);
   }
   for (int64_t step = 0; step < c.seqlen; ++step) {
-    const int64_t row = b * c.seqlen + (reverse ? c.seqlen - 1 - step : step);
+    const int64_t t = walk.reverse ? c.seqlen - 1 - step : step;
+    const int64_t row = b * c.seqlen + (walk.routed ? problem.order[t] : t);
     const int64_t at = row * (c.dim + c.padding) + e;
     const double x =
         (problem.x[at] - problem.x_zero_point[e]) * static_cast<double>(problem.x_scale[e]);
@@ -129,25 +144,28 @@ void expect_channel(const Problem& problem, int64_t b, int64_t e, bool reverse,
     }
     const double z = problem.z[at];
     const double gate = z / (1.0 + std::exp(-static_cast<double>(problem.gate_scale[e]) * z));
-    const double expected = (sum + static_cast<double>(problem.D[e]) * x) * gate;
+    const double addend = walk.routed ? problem.addend[at] : 0.0f;
+    const double expected = (sum + static_cast<double>(problem.D[e]) * x + addend) * gate;
     const double error = std::fabs(static_cast<double>(y[row * c.dim + e]) - expected);
     if (!CHECK(error < 1e-3)) return;
   }
 }
 
-void test_formula(const Case& c, bool reverse, int64_t chunk_size, const Threads& threads) {
+void test_formula(const Case& c, const Walk& walk, const Threads& threads) {
   Problem problem(c, false);
   Buffer<float> y(c.batch * c.seqlen * c.dim), state(c.batch * c.dstate * c.dim);
   SelectiveScanParams p = problem.params();
   p.y = y.data();
   p.final_state = state.data();
-  p.reverse = reverse;
-  if (chunk_size > 0) p.chunk_size = chunk_size;
+  p.reverse = walk.reverse;
+  p.order = walk.routed ? problem.order.data() : nullptr;
+  p.addend = walk.routed ? problem.addend.data() : nullptr;
+  if (walk.chunk_size > 0) p.chunk_size = walk.chunk_size;
   Buffer<float> workspace(cpu::selective_scan_workspace_bytes(p) / 4);
   p.workspace = workspace.data();
   CHECK(cpu::selective_scan(p, threads).is_ok());
   for (int64_t b = 0; b < c.batch; ++b) {
-    for (int64_t e = 0; e < c.dim; ++e) expect_channel(problem, b, e, reverse, y);
+    for (int64_t e = 0; e < c.dim; ++e) expect_channel(problem, b, e, walk, y);
   }
 }
 
@@ -186,10 +204,12 @@ void test_steps(const Case& c, bool is_int8, const Threads& threads) {
 void test_selective_scan() {
   for (const Case& c : kCases) {
     for (const Threads& threads : {serial(), threaded(3)}) {
-      test_formula(c, false, 0, threads);
-      test_formula(c, true, 0, threads);
-      test_formula(c, false, 3, threads);
-      test_formula(c, true, 64, threads);
+      for (const bool routed : {false, true}) {
+        test_formula(c, {false, routed, 0}, threads);
+        test_formula(c, {true, routed, 0}, threads);
+        test_formula(c, {false, routed, 3}, threads);
+        test_formula(c, {true, routed, 64}, threads);
+      }
       test_steps(c, false, threads);
       test_steps(c, true, threads);
     }

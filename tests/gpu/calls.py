@@ -74,7 +74,8 @@ def _conv2d(generator):
 
 
 def _scan(generator):
-    given = ScanCase("", seqlen=70, dim=40).make(generator)
+    case = ScanCase("", seqlen=70, dim=40, order="random", addend_dtype=torch.float16)
+    given = case.make(generator)
     readout = {"readout_scale": inputs.positive((40,), generator), "rotate_state": True}
     return {**given, **readout, "chunk_size": 0, "dtype": torch.float32}
 

@@ -265,6 +265,26 @@ def test_reverse_walks_the_order_backwards(ops, generator):
     assert_equal(state, expected_state)
 
 
+@pytest.mark.parametrize("dstate", [4, 16])
+def test_a_step_at_no_token_is_left_out_where_values_are_not_checked(dstate, ops, generator):
+    if ops.name != "cuda":
+        pytest.skip("the values of an order are checked here")
+    case = ScanCase(
+        "", seqlen=70, dim=40, dstate=dstate, order="random", addend_dtype=torch.float32
+    )
+    arguments = case.make(generator)
+    order = arguments.pop("order")
+    some = torch.ones(70, dtype=torch.bool)
+    some[[3, 40, 69]] = False
+    visited = order[some].long()
+    order[~some] = torch.tensor([-1, 70, 2**31 - 1], dtype=torch.int32)
+    y, state = ops.selective_scan(**arguments, order=order, chunk_size=IN_SEQUENCE)
+    gathered = {k: v[:, visited] if k in BY_TOKEN else v for k, v in arguments.items()}
+    expected, expected_state = ops.selective_scan(**gathered, chunk_size=IN_SEQUENCE)
+    assert_equal(y[:, visited], expected)
+    assert_equal(state, expected_state)
+
+
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("dstate", [4, 16])
 def test_an_addend_joins_y_before_the_gate(dstate, readout, ops, generator):

@@ -1,7 +1,8 @@
 """What a Mamba-1 language model computes, in float64: algorithm sections 1.1 and 1.2, one loop per index.
 
 `weights` is any object with the fields named here; the transforms' hooks are part of the meaning:
-gate_scale (S-SiLU, 2.2.1), has_out_rotation (R2, 2.3.4), has_state_rotation (R4, 2.3.6).
+gate_scale (S-SiLU, 2.2.1), has_in_rotation (R1 of one block alone, 7.3), has_out_rotation (R2, 2.3.4),
+has_state_rotation (R4, 2.3.6).
 """
 
 import math
@@ -34,6 +35,8 @@ def mixer(w, tokens, initial_state=None):
     dstate = w.A.shape[1]
     h = torch.zeros(dim, dstate, dtype=torch.float64) if initial_state is None else initial_state
     rows = [rms(token, w.norm_weight, w.norm_eps) for token in tokens]
+    if w.has_in_rotation:
+        rows = [row @ hadamard.matrix(len(row)) for row in rows]
     xs = [w.in_x @ row + w.in_x_bias for row in rows]
     z = [w.in_z @ row + w.in_z_bias for row in rows]
     outs, vs, states = [], [], []

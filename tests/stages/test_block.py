@@ -6,11 +6,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mambaquant_ext import Fidelity, Granularity, QuantMambaBlock, ops, recipe
+from mambaquant_ext import Fidelity, Granularity, QuantMambaBlock, Rotation, ops, recipe
+from mambaquant_ext.calibrate import BlockRun, collect_ranges
+from mambaquant_ext.model import Merge, block_forward
+from mambaquant_ext.pack import pack_block
 from mambaquant_ext.run.cache import StateDict
 from mambaquant_ext.run.emulate import emulated_weights, round_symmetric, rounding_tap
 from mambaquant_ext.run.modules import GemmWeight
 from reference import selective_scan as scan_reference
+from stages import models
 from stages.hf_models import tiny_model
 from tolerances import (
     BLOCK_SQNR_DB,
@@ -61,7 +65,7 @@ def quantized(variant="w8a8", fidelity=Fidelity.INTEGER, **sizes):
 @shaped
 def test_integer_block_equals_its_emulation_up_to_rounding(variant, sizes, isa):
     block = quantized(variant, **sizes)
-    emulated = QuantMambaBlock(block.packed, block.options, fidelity=Fidelity.EMULATED)
+    emulated = QuantMambaBlock(block.packed, fidelity=Fidelity.EMULATED)
     x = stream(hidden=sizes.get("hidden_size", 48))
     # The residual is the larger part of the stream: what the mixer added is what is compared.
     assert sqnr_db(block(x) - x, emulated(x) - x) >= INTEGER_EMULATED_SQNR_DB
@@ -75,19 +79,41 @@ def test_block_stays_close_to_the_float_block(variant):
     assert sqnr_db(quantized(variant)(x) - x, expected) >= BLOCK_SQNR_DB[variant]
 
 
+def many_parts(merge, fidelity=Fidelity.INTEGER):
+    """A quantized block of two convolutions and two branches, and the float one that it stands for."""
+    layer = models.many_parts(torch.Generator().manual_seed(3), merge)
+    chosen = recipe("rtn").replace(separate_class_token=True)
+    ranges = collect_ranges(BlockRun(layer), [stream(8, 9, 16, seed) for seed in (1, 2)], chosen)
+    return QuantMambaBlock(pack_block(layer, ranges.layers[0], chosen), fidelity=fidelity), layer
+
+
+@pytest.mark.parametrize("merge", list(Merge))
+def test_integer_block_of_many_parts_equals_its_emulation_and_is_close_to_float(merge, isa):
+    block, layer = many_parts(merge)
+    emulated, _ = many_parts(merge, Fidelity.EMULATED)
+    x = stream(4, 9, 16)
+    mixed = [block(x), emulated(x), block_forward(layer, x)[0]]
+    no_mixer = layer.replace(out=torch.zeros_like(layer.out), out_bias=torch.zeros(16))
+    actual, rounded, expected = (out - block_forward(no_mixer, x)[0] for out in mixed)
+    assert sqnr_db(actual, rounded) >= INTEGER_EMULATED_SQNR_DB
+    assert sqnr_db(actual, expected) >= BLOCK_SQNR_DB[f"many parts {merge.value}"]
+
+
 @shaped
 def test_integer_linears_equal_emulated_ones_bit_for_bit(sizes, isa, generator):
     """P17: on equal codes, float64 makes the emulated product exact, so that only the epilogue's roundings remain:
     int8 results are equal but on a boundary, and float results within them.
     """
     block = quantized(**sizes)
-    p = block.packed
-    float_weights = emulated_weights(p, block.options, torch.float64)
+    p, layout = block.packed, block.layout
+    (conv,), (branch,) = p.convs, p.branches
+    float_weights = emulated_weights(p, torch.float64)
+    (float_branch,) = float_weights.branches
 
     def codes(tokens, dim):
         return torch.randint(-127, 128, (tokens, dim), generator=generator, dtype=torch.int8)
 
-    q = codes(33, p.sizes.hidden)
+    q = codes(33, layout.hidden)
     linear = GemmWeight(p.in_proj, p.in_proj_scale, p.in_proj_bias)
     weight = torch.cat([float_weights.in_x, float_weights.in_z])
     bias = torch.cat([float_weights.in_x_bias, float_weights.in_z_bias])
@@ -95,23 +121,23 @@ def test_integer_linears_equal_emulated_ones_bit_for_bit(sizes, isa, generator):
     emulated = round_symmetric(value, p.xz_scale, 8) / p.xz_scale.double()
     assert_int8_close(linear.requantize(q, p.in_scale, p.xz_scale), emulated.round().to(torch.int8))
 
-    q = codes(33, p.sizes.dim)
-    linear = GemmWeight(p.x_proj, p.x_proj_scale, p.x_proj_bias, p.x_zero_point)
-    weight = torch.cat([float_weights.x_dt, float_weights.x_B, float_weights.x_C])
-    x = (q.double() - p.x_zero_point) * p.x_scale.double()
-    value = F.linear(x, weight, p.x_proj_bias.double())
-    emulated = round_symmetric(value, p.dtBC_scale, 8) / p.dtBC_scale.double()
-    actual = linear.requantize(q, torch.ones(1), p.dtBC_scale)
+    q = codes(33, layout.dim)
+    linear = GemmWeight(branch.x_proj, branch.x_proj_scale, branch.x_proj_bias, conv.x_zero_point)
+    weight = torch.cat([float_branch.x_dt, float_branch.x_B, float_branch.x_C])
+    x = (q.double() - conv.x_zero_point) * conv.x_scale.double()
+    value = F.linear(x, weight, branch.x_proj_bias.double())
+    emulated = round_symmetric(value, branch.dtBC_scale, 8) / branch.dtBC_scale.double()
+    actual = linear.requantize(q, torch.ones(1), branch.dtBC_scale)
     assert_int8_close(actual, emulated.round().to(torch.int8))
 
-    q = codes(33, p.sizes.dt_rank)
-    dt_scale = p.dtBC_scale[:1].clone()
-    actual = GemmWeight(p.dt_proj, p.dt_proj_scale).dequantize(q, dt_scale)
-    accumulators = q.long() @ p.dt_proj.long().T
+    q = codes(33, layout.branches[0].dt_rank)
+    dt_scale = branch.dtBC_scale[:1].clone()
+    actual = GemmWeight(branch.dt_proj, branch.dt_proj_scale).dequantize(q, dt_scale)
+    accumulators = q.long() @ branch.dt_proj.long().T
     assert_equal(
-        actual, accumulators.float() * (dt_scale * p.dt_proj_scale)
+        actual, accumulators.float() * (dt_scale * branch.dt_proj_scale)
     )  # float32, in the epilogue's order
-    value = F.linear(q.double() * dt_scale.double(), float_weights.dt)
+    value = F.linear(q.double() * dt_scale.double(), float_branch.dt)
     torch.testing.assert_close(actual.double(), value, rtol=1e-6, atol=0)
 
 
@@ -119,7 +145,11 @@ def test_integer_linears_equal_emulated_ones_bit_for_bit(sizes, isa, generator):
 def test_integer_readout_equals_the_emulated_one_on_the_same_state(rotate, isa, generator):
     """h C with scale readout_scale[e] * C_scale: one token from a given state, dt = -inf keeps the state."""
     block = quantized("w8a8" if rotate else "no rotation")
-    p, sizes = block.packed, block.packed.sizes
+    (p,), (sizes,), x_scale = (
+        block.packed.branches,
+        block.layout.branches,
+        block.packed.convs[0].x_scale,
+    )
     h = torch.randn(3, sizes.dstate, sizes.dim, generator=generator) * p.readout_scale * 50
     C = torch.randint(-127, 128, (3, sizes.dstate), generator=generator, dtype=torch.int8)
     C_scale = p.dtBC_scale[-1:].clone()
@@ -127,13 +157,13 @@ def test_integer_readout_equals_the_emulated_one_on_the_same_state(rotate, isa, 
     y = ops.selective_scan_update(
         h.clone(),
         zeros,
-        p.x_scale,
+        x_scale,
         None,
         torch.full((3, sizes.dim), -1e4),
         None,
         p.A,
         torch.zeros(3, sizes.dstate, dtype=torch.int8),
-        p.x_scale[: sizes.dstate].clone(),
+        x_scale[: sizes.dstate].clone(),
         C,
         C_scale,
         readout_scale=p.readout_scale,
@@ -143,7 +173,7 @@ def test_integer_readout_equals_the_emulated_one_on_the_same_state(rotate, isa, 
     exact = (qh * C.long()[..., None]).sum(1).float()
     assert_equal(y, exact * (p.readout_scale * C_scale))
     seen = scan_reference.rotated(h) if rotate else h
-    rounded = rounding_tap(p, block.options)("h", seen.transpose(1, 2).double())
+    rounded = rounding_tap(block.packed)("h.0", seen.transpose(1, 2).double())
     emulated = torch.einsum("ben,bn->be", rounded, C.double() * C_scale.double())
     steps = (y.double() - emulated).abs() / (p.readout_scale.double() * C_scale.double())
     assert (
@@ -234,6 +264,42 @@ def test_calibration_inputs_of_another_shape_are_refused():
             QuantMambaBlock.from_float(float_block(), [x], recipe("w8a8"))
 
 
+@pytest.mark.parametrize("kind", [Rotation.HADAMARD, Rotation.KLT])
+def test_a_block_alone_rotates_its_own_input_online(kind):
+    """The stream belongs to others: R1 is a Hadamard transform behind the norm, whichever the recipe names."""
+    chosen = recipe("w8a8").replace(residual_rotation=kind)
+    block = QuantMambaBlock.from_float(float_block(), [stream(batch=8)], chosen)
+    assert block.layout.has_in_rotation
+    assert_equal(block.packed.norm_weight, torch.ones(48))
+    klt = QuantMambaBlock.from_float(float_block(), [stream(batch=8)], recipe("w8a8"))
+    assert_equal(block(stream()), klt(stream()))
+    off = chosen.replace(residual_rotation=Rotation.NONE)
+    assert not QuantMambaBlock.from_float(
+        float_block(), [stream(batch=8)], off
+    ).layout.has_in_rotation
+
+
+def test_a_block_alone_without_a_hadamard_matrix_names_the_nearest():
+    with pytest.raises(ValueError, match=r"44.*48"):
+        QuantMambaBlock.from_float(
+            float_block(hidden_size=46), [stream(8, hidden=46)], recipe("w8a8")
+        )
+
+
+def test_a_grid_of_another_number_of_tokens_is_refused():
+    block = quantized()
+    assert_equal(block(stream(), grid=(5, 8)), block(stream()))
+    with pytest.raises(ValueError, match=r"expected a grid of 40 tokens, got \(5, 7\)"):
+        block(stream(), grid=(5, 7))
+
+
+@pytest.mark.parametrize("fidelity", list(Fidelity))
+def test_a_cache_for_a_block_of_several_routes_is_refused(fidelity):
+    block, _ = many_parts(Merge.SUM, fidelity)
+    with pytest.raises(ValueError, match="no cache for a block that walks several routes"):
+        block(stream(1, 9, 16), StateDict({}))
+
+
 def test_quantizing_leaves_the_float_block_alone():
     block, x = float_block(), stream()
     with torch.no_grad():
@@ -286,7 +352,7 @@ def test_every_isa_gives_nearly_the_same_block(isa):
 
     block, x = quantized(), stream()
     with forced_isa("scalar"):
-        scalar = QuantMambaBlock(block.packed, block.options)(x)
+        scalar = QuantMambaBlock(block.packed)(x)
     assert sqnr_db(block(x) - x, scalar - x) >= INTEGER_EMULATED_SQNR_DB
 
 
@@ -296,11 +362,18 @@ def test_every_isa_gives_nearly_the_same_block(isa):
 def test_operators_in_a_row_are_traced_into_one_graph():
     """torch.compile(fullgraph=True): each operator has a fake implementation that fits the next."""
     block = quantized()
-    p, e = block.packed, block.executor
-    weights = {name: getattr(e, name) for name in ("in_proj", "x_proj", "dt_proj", "out_proj")}
+    p, e, (branch,) = block.packed, block.executor, block.executor.branches
+    (conv_constants,), scan_constants = e.convs, {**branch.scan_constants, **branch.gate_constants}
+    weights = {
+        "in_proj": e.in_proj,
+        "x_proj": branch.x_proj,
+        "dt_proj": branch.dt_proj,
+        "out_proj": e.exit.out_proj,
+    }
+    dtBC_scale, dt_scale = branch.dtBC_scale, branch.dt_scale
     tensors = {name: (w.packed, w.scale, w.acc_offset, w.bias) for name, w in weights.items()}
     layouts = {name: w.layout for name, w in weights.items()}
-    parts, dim = e.parts, p.sizes.dim
+    parts, dim = branch.parts, p.layout.dim
 
     def requantize(name, a, a_scale, out_scale):
         packed, scale, offset, bias = tensors[name]
@@ -321,11 +394,9 @@ def test_operators_in_a_row_are_traced_into_one_graph():
             .unflatten(0, (batch, seqlen))
             .split(dim, -1)
         )
-        u, state = ops.causal_conv1d_quantize(xs, initial_state=conv_state, **e.conv_constants)
-        dt, B, C = requantize("x_proj", u.flatten(0, 1), torch.ones(1), p.dtBC_scale).split(
-            parts, -1
-        )
-        delta = dequantize("dt_proj", dt, e.dt_scale)
+        u, state = ops.causal_conv1d_quantize(xs, initial_state=conv_state, **conv_constants)
+        dt, B, C = requantize("x_proj", u.flatten(0, 1), torch.ones(1), dtBC_scale).split(parts, -1)
+        delta = dequantize("dt_proj", dt, dt_scale)
         y, ssm_state = ops.selective_scan(
             x=u,
             dt=delta.unflatten(0, (batch, seqlen)),
@@ -333,16 +404,29 @@ def test_operators_in_a_row_are_traced_into_one_graph():
             C=C.unflatten(0, (batch, seqlen)),
             z=z,
             initial_state=ssm_state,
-            **e.scan_constants,
+            **scan_constants,
+        )
+        # The way back over the same tokens, added to the way there.
+        order = torch.arange(seqlen, dtype=torch.int32).flip(0)
+        u_back, _ = ops.causal_conv1d_quantize(xs, order=order, reverse=True, **conv_constants)
+        y, _ = ops.selective_scan(
+            x=u_back,
+            dt=delta.unflatten(0, (batch, seqlen)),
+            B=B.unflatten(0, (batch, seqlen)),
+            C=C.unflatten(0, (batch, seqlen)),
+            z=z,
+            order=order,
+            addend=y,
+            **scan_constants,
         )
         q, _ = ops.hadamard_quantize(y.reshape(batch * seqlen, dim), p.out_scale)
         out = dequantize("out_proj", q, p.out_scale, residual)
         # What a step and the other operators add to the sequence.
         state = state.clone()
-        step = ops.causal_conv1d_update_quantize(xs[:, 0], state, **e.conv_constants)
+        step = ops.causal_conv1d_update_quantize(xs[:, 0], state, **conv_constants)
         h = ssm_state.clone()
         v = ops.selective_scan_update(
-            h, x=step, dt=delta[:batch], B=B[:batch], C=C[:batch], z=z[:, 0], **e.scan_constants
+            h, x=step, dt=delta[:batch], B=B[:batch], C=C[:batch], z=z[:, 0], **scan_constants
         )
         codes, scale = ops.quantize_dynamic(ops.hadamard_transform(v), 0)
         back = ops.dequantize(ops.quantize(v, p.out_scale), p.out_scale)
@@ -351,11 +435,10 @@ def test_operators_in_a_row_are_traced_into_one_graph():
         acc = ops.gemm(normed, packed, layouts["out_proj"], hidden)
         return out, state, h, codes, scale, acc
 
-    sizes = p.sizes
     arguments = (
         stream(seqlen=6),
-        torch.ones(2, sizes.width - 1, sizes.dim, dtype=torch.int8),
-        torch.ones(2, sizes.dstate, sizes.dim),
+        torch.ones(2, p.layout.convs[0].kernel[0] - 1, dim, dtype=torch.int8),
+        torch.ones(2, p.layout.branches[0].dstate, dim),
     )
     expected = run(*arguments)
     torch._dynamo.reset()

@@ -1,5 +1,6 @@
 """Observers against numpy and against exact answers; both passes against direct computation."""
 
+import dataclasses
 from collections import UserDict
 
 import numpy as np
@@ -8,8 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mambaquant_ext.calibrate import RangeObserver, collect_moments, collect_ranges
-from mambaquant_ext.calibrate.collect import block_moments, block_ranges, token_ids
+from mambaquant_ext.calibrate import (
+    BlockRun,
+    LanguageRun,
+    RangeObserver,
+    collect_moments,
+    collect_ranges,
+    token_ids,
+)
 from mambaquant_ext.calibrate.observers import BINS
 from mambaquant_ext.config import PRESETS, Granularity, Observer
 from mambaquant_ext.model import language_model_forward, mixer_forward
@@ -270,7 +277,7 @@ def test_a_bad_batch_is_named(batch, error, message):
         token_ids(batch)
     for collect in (collect_moments, lambda model, found: collect_ranges(model, found, RTN)):
         with pytest.raises(error, match=message):
-            collect(small(models.REAL), [batch])
+            collect(small_run(models.REAL), [batch])
 
 
 @pytest.mark.parametrize("bad", [-1, 37])
@@ -278,22 +285,22 @@ def test_ids_outside_the_vocabulary_are_refused(bad):
     ids = torch.tensor([[0, 36, bad]])
     message = r"expected token ids from 0 to 36, got "
     with pytest.raises(ValueError, match=message):
-        collect_moments(small(models.REAL), [ids])
+        collect_moments(small_run(models.REAL), [ids])
     with pytest.raises(ValueError, match=message):
-        collect_ranges(small(models.REAL), [ids], RTN)
+        collect_ranges(small_run(models.REAL), [ids], RTN)
 
 
 def test_no_batches_are_refused():
     layer = small(models.REAL).layers[0]
     message = "expected at least one batch of tokens, got none"
     with pytest.raises(ValueError, match=message):
-        collect_moments(small(models.REAL), [])
+        collect_moments(small_run(models.REAL), [])
     with pytest.raises(ValueError, match=message):
-        collect_ranges(small(models.REAL), [], RTN)
+        collect_ranges(small_run(models.REAL), [], RTN)
     with pytest.raises(ValueError, match=message):
-        block_moments(layer, [])
-    with pytest.raises(ValueError, match="expected at least one observed value, got none"):
-        block_ranges(layer, [], RTN)
+        collect_moments(BlockRun(layer), [])
+    with pytest.raises(ValueError, match=message):
+        collect_ranges(BlockRun(layer), [], RTN)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -304,11 +311,13 @@ def test_a_model_that_is_not_finite_is_refused_by_both_passes(bad):
     broken = model.replace(embedding=embedding)
     ids = [torch.tensor([[4, 5, 6]])]
     with pytest.raises(ValueError, match="expected finite activations, got inf or NaN"):
-        collect_moments(broken, ids)
+        collect_moments(LanguageRun(broken), ids)
     with pytest.raises(ValueError, match="expected finite activations, got inf or NaN"):
-        collect_ranges(broken, ids, RTN)
+        collect_ranges(LanguageRun(broken), ids, RTN)
     with pytest.raises(ValueError, match="expected finite activations, got inf or NaN"):
-        block_moments(model.layers[0], [torch.full((1, 3, 48), bad)])
+        collect_moments(BlockRun(model.layers[0]), [torch.full((1, 3, 48), bad)])
+    with pytest.raises(ValueError, match="expected finite activations, got inf or NaN"):
+        collect_ranges(BlockRun(model.layers[0]), [torch.full((1, 3, 48), bad)], RTN)
 
 
 # The two passes
@@ -316,6 +325,10 @@ def test_a_model_that_is_not_finite_is_refused_by_both_passes(bad):
 
 def small(sizes):
     return models.model(sizes).to(torch.float32)
+
+
+def small_run(sizes):
+    return LanguageRun(small(sizes))
 
 
 def activations(sizes):
@@ -338,6 +351,15 @@ def activations(sizes):
 geometries = pytest.mark.parametrize("sizes", models.GEOMETRIES, ids=lambda sizes: sizes.name)
 
 
+def named_moments(layer):
+    """Name to tensor of a LayerMoments of one branch."""
+    (branch,) = layer.branches
+    found = {name: getattr(layer, name) for name in ("in_amax", "out_amax")}
+    found |= {field.name: getattr(branch, field.name) for field in dataclasses.fields(branch)}
+    assert found.pop("samples") > 0
+    return found
+
+
 def assert_moment(actual, expected):
     error = np.abs(actual.double().numpy() - expected).max()
     assert error <= MOMENT_ERROR * np.abs(expected).max(), f"off by {error:.3g}"
@@ -345,45 +367,44 @@ def assert_moment(actual, expected):
 
 @geometries
 def test_moments_are_those_of_the_activations(sizes):
-    stats = collect_moments(small(sizes), models.batches(sizes))
+    stats = collect_moments(small_run(sizes), models.batches(sizes))
     assert stats.samples == sum(ids.numel() for ids in models.batches(sizes))
     assert stats.in_moment.dtype == torch.float64
     layers = activations(sizes)
     inputs = [layer["in"] for layer in layers]
     assert_moment(stats.in_moment, np.mean([x.T @ x / len(x) for x in inputs], axis=0))
     for found, seen in zip(stats.layers, layers, strict=True):
-        for field, site in (
-            ("in_amax", "in"),
-            ("out_amax", "out"),
-            ("h_amax", "h"),
-            ("C_amax", "C"),
-        ):
-            assert_moment(getattr(found, field), np.abs(seen[site]).max(0))
-        dt = seen["dt"]
-        assert_moment(found.dt_min, dt.min(0))
-        assert_moment(found.dt_max, dt.max(0))
-        assert_moment(found.dt_mean, dt.mean(0))
-        assert_moment(found.dt_moment, dt.T @ dt / len(dt))
+        assert_moment(found.in_amax, np.abs(seen["in"]).max(0))
+        assert_moment(found.out_amax, np.abs(seen["out"]).max(0))
+        (branch,) = found.branches
+        assert_moment(branch.h_amax, np.abs(seen["h.0"]).max(0))
+        assert_moment(branch.C_amax, np.abs(seen["C.0"]).max(0))
+        dt = seen["dt.0"]
+        assert_moment(branch.dt_min, dt.min(0))
+        assert_moment(branch.dt_max, dt.max(0))
+        assert_moment(branch.dt_mean, dt.mean(0))
+        assert_moment(branch.dt_moment, dt.T @ dt / len(dt))
+        assert branch.samples == stats.samples
 
 
 @geometries
 @pytest.mark.parametrize("granularity", Granularity)
 def test_ranges_are_those_of_the_activations_in_the_granularity_of_the_recipe(sizes, granularity):
     recipe = RTN.replace(granularity=granularity)
-    stats = collect_ranges(small(sizes), models.batches(sizes), recipe)
+    stats = collect_ranges(small_run(sizes), models.batches(sizes), recipe)
     free = granularity is Granularity.PER_CHANNEL
     for found, seen in zip(stats.layers, activations(sizes), strict=True):
-        assert set(found) == {"in", "xs", "z", "x", "dt", "B", "C", "h", "out"}
+        assert set(found) == {"in", "xs", "z", "x.0", "dt.0", "B.0", "C.0", "h.0", "out"}
         for site, per_channel in {
-            "in": False, "xs": free, "z": free, "x": free, "dt": False, "B": free, "C": False,
-            "out": False,
+            "in": False, "xs": free, "z": free, "x.0": free, "dt.0": False, "B.0": free,
+            "C.0": False, "out": False,
         }.items():  # fmt: skip
             values = seen[site] if per_channel else seen[site].reshape(-1, 1)
             assert_moment(found[site].low, np.minimum(values.min(0), 0))
             assert_moment(found[site].high, np.maximum(values.max(0), 0))
         # The state's scale belongs to its channel, whatever the state index.
-        states = np.abs(seen["h"].reshape(-1, sizes.dim, sizes.dstate)).max((0, 2))
-        assert_moment(found["h"].amax, states if free else states.max(keepdims=True))
+        states = np.abs(seen["h.0"].reshape(-1, sizes.dim, sizes.dstate)).max((0, 2))
+        assert_moment(found["h.0"].amax, states if free else states.max(keepdims=True))
 
 
 @pytest.mark.parametrize("recipe", [RTN, PERCENTILE], ids=["absmax", "percentile"])
@@ -392,15 +413,16 @@ def test_no_statistic_depends_on_how_sequences_are_batched(recipe):
     sizes = models.REAL
     together = [torch.cat(models.batches(sizes))]
     apart = [row[None] for row in together[0]]
-    a, b = (collect_moments(small(sizes), batches) for batches in (together, apart))
+    a, b = (collect_moments(small_run(sizes), batches) for batches in (together, apart))
     assert a.samples == b.samples
     assert_moment(a.in_moment, b.in_moment.numpy())
     for one, other in zip(a.layers, b.layers, strict=True):
-        for field in one.__slots__:
-            assert_moment(getattr(one, field), getattr(other, field).double().numpy())
+        assert named_moments(one).keys() == named_moments(other).keys()
+        for name, value in named_moments(one).items():
+            assert_moment(value, named_moments(other)[name].double().numpy())
     if recipe is PERCENTILE:
         return  # bins depend on the first batch
-    ranges = [collect_ranges(small(sizes), batches, recipe) for batches in (together, apart)]
+    ranges = [collect_ranges(small_run(sizes), batches, recipe) for batches in (together, apart)]
     for one, other in zip(*(found.layers for found in ranges), strict=True):
         for site in one:
             assert_moment(one[site].low, other[site].low.double().numpy())
@@ -416,12 +438,14 @@ def test_batches_are_read_once_one_at_a_time_with_progress_after_each():
             events.append(("read", index))
             yield ids
 
-    collect_moments(small(models.REAL), stream(), lambda done: events.append(("done", done - 1)))
+    collect_moments(
+        small_run(models.REAL), stream(), lambda done: events.append(("done", done - 1))
+    )
     count = len(models.batches(models.REAL))
     assert events == [(what, index) for index in range(count) for what in ("read", "done")]
     events.clear()
     collect_ranges(
-        small(models.REAL), stream(), RTN, lambda done: events.append(("done", done - 1))
+        small_run(models.REAL), stream(), RTN, lambda done: events.append(("done", done - 1))
     )
     assert events == [(what, index) for index in range(count) for what in ("read", "done")]
 
@@ -431,7 +455,7 @@ def test_states_are_seen_in_blocks_of_bounded_length():
     lengths = []
 
     def tap(site, value):
-        if site == "h":
+        if site == "h.0":
             lengths.append(value.shape[0])
         return value
 
@@ -443,12 +467,14 @@ def test_states_are_seen_in_blocks_of_bounded_length():
 @pytest.mark.parametrize("recipe", [RTN, PERCENTILE, RTN.replace(observer=Observer.MSE)], ids=str)
 def test_two_runs_give_equal_bits(recipe):
     sizes = models.REAL
-    first, second = (collect_moments(small(sizes), models.batches(sizes)) for _ in range(2))
+    first, second = (collect_moments(small_run(sizes), models.batches(sizes)) for _ in range(2))
     assert_equal(first.in_moment, second.in_moment)
     for one, other in zip(first.layers, second.layers, strict=True):
-        for field in one.__slots__:
-            assert_equal(getattr(one, field), getattr(other, field))
-    first, second = (collect_ranges(small(sizes), models.batches(sizes), recipe) for _ in range(2))
+        for name, value in named_moments(one).items():
+            assert_equal(value, named_moments(other)[name])
+    first, second = (
+        collect_ranges(small_run(sizes), models.batches(sizes), recipe) for _ in range(2)
+    )
     for one, other in zip(first.layers, second.layers, strict=True):
         for site in one:
             assert_equal(one[site].low, other[site].low)
@@ -459,13 +485,17 @@ def test_a_block_alone_gives_what_it_gives_inside_the_model():
     sizes, recipe = models.REAL, PERCENTILE
     model = small(sizes)
     inputs = [model.embedding[ids] for ids in models.batches(sizes)]
-    moments, samples = block_moments(model.layers[0], inputs)
-    expected = collect_moments(model, models.batches(sizes))
-    assert samples == expected.samples
-    for field in moments.__slots__:
-        assert_equal(getattr(moments, field), getattr(expected.layers[0], field))
-    found = block_ranges(model.layers[0], inputs, recipe)
-    for site, wanted in collect_ranges(model, models.batches(sizes), recipe).layers[0].items():
+    alone = collect_moments(BlockRun(model.layers[0]), inputs)
+    expected = collect_moments(LanguageRun(model), models.batches(sizes))
+    assert alone.samples == expected.samples
+    for name, value in named_moments(alone.layers[0]).items():
+        assert_equal(value, named_moments(expected.layers[0])[name])
+    ranges = collect_ranges(BlockRun(model.layers[0]), inputs, recipe)
+    assert ranges.head is None
+    (found,) = ranges.layers
+    inside = collect_ranges(LanguageRun(model), models.batches(sizes), recipe).layers[0]
+    assert found.keys() == inside.keys()
+    for site, wanted in inside.items():
         assert_equal(found[site].low, wanted.low)
         assert_equal(found[site].high, wanted.high)
 
@@ -473,7 +503,37 @@ def test_a_block_alone_gives_what_it_gives_inside_the_model():
 def test_statistics_do_not_change_the_model():
     model = small(models.REAL)
     before, _ = mixer_forward(model.layers[0], model.embedding[models.prompt(models.REAL)])
-    collect_moments(model, models.batches(models.REAL))
-    collect_ranges(model, models.batches(models.REAL), PERCENTILE)
+    collect_moments(LanguageRun(model), models.batches(models.REAL))
+    collect_ranges(LanguageRun(model), models.batches(models.REAL), PERCENTILE)
     after, _ = mixer_forward(model.layers[0], model.embedding[models.prompt(models.REAL)])
     assert_relative(after, before)
+
+
+def test_every_part_of_a_block_has_sites_of_its_own(generator):
+    """Two branches behind two convolutions: statistics of one are not those of the other; the class token's range
+    is that of its own row of out_proj's input."""
+    layer = models.many_parts(generator)
+    x = torch.randn(2, 9, 16, generator=generator)
+    caught = {}
+
+    def tap(site, value):
+        caught.setdefault(site, []).append(value.flatten(0, -2))
+        return value
+
+    mixer_forward(layer, x, tap=tap)
+    seen = {site: torch.cat(values) for site, values in caught.items()}
+    parts = ("x", "dt", "B", "C", "h")
+    ends = {"in", "xs", "z", "out", "out.class"}
+    ranges = collect_ranges(BlockRun(layer), [x], RTN).layers[0]
+    assert ranges.keys() == seen.keys() == ends | {f"{part}.{i}" for part in parts for i in (0, 1)}
+    for site in ranges.keys() - {"h.0", "h.1"}:
+        assert_equal(ranges[site].low, seen[site].min().clamp_max(0)[None])
+        assert_equal(ranges[site].high, seen[site].max().clamp_min(0)[None])
+    assert len(seen["out.class"]) == 2
+    assert len(seen["out"]) == 2 * 8
+    moments = collect_moments(BlockRun(layer), [x]).layers[0]
+    for index, branch in enumerate(moments.branches):
+        assert branch.samples == 18
+        assert_equal(branch.dt_max, seen[f"dt.{index}"].amax(0))
+        assert_equal(branch.h_amax, seen[f"h.{index}"].abs().amax(0))
+        assert_equal(branch.C_amax, seen[f"C.{index}"].abs().amax(0))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mambaquant_ext
-from mambaquant_ext import CheckpointError, Fidelity, load, quantize_, recipe, save
+from mambaquant_ext import CheckpointError, Fidelity, Rotation, load, quantize_, recipe, save
 from mambaquant_ext.artifacts import files, load_packed, save_packed
 from stages import hf_models
 from stages.hf_models import logits, tiny_model, tokens
@@ -223,11 +223,16 @@ def rewrite(path, change):
 
 
 def leaves(values, above=()):
-    """Paths of every field of a JSON object."""
+    """Paths of every field of a JSON object, and of the objects in its lists."""
     for name, value in values.items():
-        yield (*above, name)
+        path = (*above, name)
+        yield path
         if isinstance(value, dict) and name != "calibration":
-            yield from leaves(value, (*above, name))
+            yield from leaves(value, path)
+        if isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, dict):
+                    yield from leaves(item, (*path, index))
 
 
 def put(values, path, value):
@@ -243,7 +248,7 @@ def test_metadata_without_any_one_field_are_refused(folder):
     path = folder / METADATA
     original = path.read_text()
     fields = list(leaves(json.loads(original)))
-    assert len(fields) > 35
+    assert len(fields) > 100
     for field in fields:
         path.write_text(original)
         rewrite(path, lambda values, field=field: put(values, field, None))
@@ -273,22 +278,38 @@ def test_metadata_with_a_wrong_value_in_any_field_are_refused(value, folder):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        (("options", "has_out_rotation"), False),
-        (("options", "has_state_rotation"), False),
-        (("options", "quantize_readout"), False),
-        (("options", "weight_bits"), 4),
-        (("options", "activation_bits"), 4),
-        (("options", "gate_bits"), 7),
-        (("options", "norm_eps"), -1e-5),
-        (("options", "norm_eps"), float("nan")),
-        (("block", "dstate"), 8),
-        (("block", "hidden"), 0),
-        (("layers",), 1),
-        (("layers",), 3),
-        (("recipe", "version"), 2),
+        (("layers", 0, "has_out_rotation"), False),
+        (("layers", 1, "has_state_rotation"), False),
+        (("layers", 0, "quantize_readout"), False),
+        (("layers", 1, "weight_bits"), 4),
+        (("layers", 0, "activation_bits"), 4),
+        (("layers", 1, "gate_bits"), 7),
+        (("layers", 0, "norm_eps"), -1e-5),
+        (("layers", 1, "norm_eps"), float("nan")),
+        (("layers", 1, "norm_eps"), 1e-6),
+        (("layers", 0, "branches", 0, "dstate"), 8),
+        (("layers", 0, "hidden"), 0),
+        (("layers", 0, "merge"), "gated"),
+        (("layers", 1, "skip"), "none"),
+        (("layers", 0, "norm"), "layer"),
+        (("layers", 0, "convs", 0, "along_route"), False),
+        (("layers", 0, "routes", 0, "order", "name"), "spiral"),
+        (("layers", 0, "routes", 0, "order", "name"), "unknown"),
+        (("layers", 0, "routes"), []),
+        (("layers", 0, "convs"), []),
+        (("layers",), None),
+        (("layers", 1), None),
+        (("names",), ["backbone.layers.0"]),
+        (("names", 1), 1),
+        (("adapter",), "vim"),
+        (("has_head",), False),
+        (("linear",), "lm_head"),
+        (("recipe", "version"), 1),
+        (("recipe", "version"), 3),
         (("recipe", "extra"), 1),
-        (("options", "extra"), 1),
-        (("block", "extra"), 1),
+        (("layers", 0, "extra"), 1),
+        (("layers", 1, "convs", 0, "extra"), 1),
+        (("layers", 0, "routes", 0, "order", "extra"), 1),
         (("format",), "awq"),
         (("format_version",), True),
         (("format_version",), 1.0),
@@ -301,8 +322,20 @@ def test_metadata_that_contradict_themselves_or_the_tensors_are_refused(field, v
 
 
 def test_newer_version_says_so(folder):
-    rewrite(folder / METADATA, lambda values: put(values, ("format_version",), 2))
-    refused(folder, METADATA, "format_version", "newer", "upgrade")
+    rewrite(folder / METADATA, lambda values: put(values, ("format_version",), 3))
+    refused(folder, METADATA, "format_version: expected 2, got 3", "newer", "upgrade")
+
+
+def test_older_version_says_what_to_do(folder):
+    """Version 1 told one structure for all blocks, in other fields."""
+
+    def as_before(values):
+        values.update(format_version=1, layers=2, block={"hidden": 48}, options={"weight_bits": 8})
+        for name in ("adapter", "names", "has_head", "linear"):
+            del values[name]
+
+    rewrite(folder / METADATA, as_before)
+    refused(folder, METADATA, "format_version: expected 2, got 1", "older", "quantize", "again")
 
 
 @pytest.mark.parametrize(
@@ -332,6 +365,19 @@ def test_edited_config_is_refused(field, value, folder):
 def test_config_that_transformers_refuses_is_refused(field, value, folder):
     rewrite(folder / CONFIG, lambda values: put(values, (field,), value))
     refused(folder, CONFIG)
+
+
+@pytest.mark.parametrize(("rank", "dt_rotation"), [(11, "klt"), (12, "klt"), (11, "none")])
+def test_a_widened_dt_loads_with_the_rank_of_its_config(rank, dt_rotation, tmp_path):
+    """R5 widens a rank of 11 to 12: config.json keeps that of the float model."""
+    model = tiny_model(time_step_rank=rank)
+    chosen = recipe("w8a8").replace(dt_rotation=Rotation(dt_rotation))
+    packed = quantize_(model, hf_models.calibration(), chosen)
+    assert packed.blocks[0].layout.branches[0].dt_rank == (12 if dt_rotation == "klt" else 11)
+    save(packed, tiny_model(time_step_rank=rank).config, tmp_path)
+    assert_equal(logits(load(tmp_path), IDS), logits(model, IDS))
+    rewrite(tmp_path / CONFIG, lambda values: put(values, ("time_step_rank",), 13))
+    refused(tmp_path, CONFIG, "time_step_rank")
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])
@@ -404,7 +450,10 @@ def test_scales_that_no_kernel_can_use_are_refused(value, folder):
         save_file(originals, folder / TENSORS, {"format": "mambaquant"})
 
 
-@pytest.mark.parametrize("name", ["in_proj", "conv", "x_proj", "dt_proj", "out_proj"])
+@pytest.mark.parametrize(
+    "name",
+    ["in_proj", "convs.0.weight", "branches.0.x_proj", "branches.0.dt_proj", "out_proj"],
+)
 def test_weight_of_minus_128_is_refused(name, folder):
     respell(folder, lambda tensors: tensors[f"layers.0.{name}"].view(-1)[:1].fill_(-128))
     refused(folder, TENSORS, f"layers.0.{name}")
@@ -412,13 +461,18 @@ def test_weight_of_minus_128_is_refused(name, folder):
 
 @pytest.mark.parametrize("value", [-129, 128, 2**31 - 1])
 def test_zero_point_outside_int8_is_refused(value, folder):
-    respell(folder, lambda tensors: tensors["layers.0.x_zero_point"][:1].fill_(value))
-    refused(folder, TENSORS, "layers.0.x_zero_point")
+    respell(folder, lambda tensors: tensors["layers.0.convs.0.x_zero_point"][:1].fill_(value))
+    refused(folder, TENSORS, "layers.0.convs.0.x_zero_point")
 
 
 def test_values_that_are_not_finite_are_refused(folder):
     originals = load_file(folder / TENSORS)
-    for name in ("layers.0.A", "layers.0.D", "layers.0.conv_bias", "head.norm_f"):
+    for name in (
+        "layers.0.branches.0.A",
+        "layers.0.branches.0.D",
+        "layers.0.convs.0.bias",
+        "head.norm_f",
+    ):
         respell(folder, lambda tensors, name=name: tensors[name].view(-1)[:1].fill_(torch.nan))
         refused(folder, TENSORS, name)
         save_file(originals, folder / TENSORS, {"format": "mambaquant"})

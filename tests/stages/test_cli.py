@@ -116,8 +116,8 @@ def test_quantize_reports_what_it_wrote(as_json, work, tmp_path):
         "5",
     )
     assert values["recipe"]["name"] == "quarot"
-    assert values["calibration"]["sequences"] == 3
-    assert values["calibration"]["tokens"] == 120
+    assert values["calibration"]["samples"] == 3
+    assert values["calibration"]["values"] == 120
     assert values["calibration"]["batches"] == 2
     assert values["calibration"]["seed"] == 5
     assert values["size_bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
@@ -240,7 +240,7 @@ def test_inspect_of_a_quantized_folder_shows_its_recipe(as_json, command, work):
     values = as_json("inspect", work / "int8")
     assert values["recipe"]["name"] == "w8a8"
     assert values["layers"] == 2
-    assert values["calibration"]["sequences"] == 8
+    assert values["calibration"]["samples"] == 8
     status, out, _ = command("inspect", work / "int8")
     assert status == 0
     assert "w8a8" in out

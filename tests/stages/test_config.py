@@ -72,7 +72,7 @@ def test_the_presets_are_the_methods_that_their_names_say():
     assert rtn.residual_rotation is rtn.dt_rotation is Rotation.NONE
     transforms = (
         "out_rotation", "state_rotation", "smooth_gate", "smooth_state", "smooth_dt",
-        "smooth_in", "center_dt",
+        "smooth_in", "center_dt", "separate_class_token",
     )  # fmt: skip
     assert not any(getattr(rtn, name) for name in transforms)
     assert recipe("smoothquant") == rtn.replace(name="smoothquant", smooth_in=True)
@@ -108,7 +108,7 @@ BAD = {
     "observer": ["absmax", "entropy", None],
     "granularity": ["per_token", "per_tensor", 0],
     "percentile": [0.5, 0, -1.0, 1.1, float("nan"), "0.9", None, True],
-    "version": [0, 2, "1", None, True],
+    "version": [0, 1, 3, "2", None, True],
     **{name: [1, 0, "yes", None] for name in SWITCHES},
 }
 bad_values = pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def test_an_unknown_field_and_an_unknown_version_are_named():
     values = recipe("w8a8").to_dict()
     with pytest.raises(ValueError, match=r"^recipe\.smooth_head: unknown field"):
         Recipe.from_dict({**values, "smooth_head": True})
-    with pytest.raises(ValueError, match=rf"^recipe\.version: expected {RECIPE_VERSION}, got 2"):
-        Recipe.from_dict({**values, "version": 2, "smooth_head": True})
+    with pytest.raises(ValueError, match=rf"^recipe\.version: expected {RECIPE_VERSION}, got 3"):
+        Recipe.from_dict({**values, "version": 3, "smooth_head": True})
 
 
 def test_switches_that_exclude_each_other_are_refused():

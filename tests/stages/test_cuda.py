@@ -22,7 +22,7 @@ def on(backend, block):
     """The block with its weights packed for the CUDA kernels."""
     if backend.name == "cuda":
         return block.cuda()
-    return QuantMambaBlock(block.packed, block.options)
+    return QuantMambaBlock(block.packed)
 
 
 @pytest.mark.parametrize("variant", ["w8a8", "rtn", "float read-out"])

@@ -18,6 +18,39 @@ STAGES = [
 PLAIN = {"self", "cls", "changes", "dtype"}
 
 
+def classes():
+    """Name to definition of every class of the stages."""
+    trees = (ast.parse(path.read_text("utf-8")) for path in STAGES)
+    return {
+        node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)
+    }
+
+
+CLASSES = classes()
+
+
+def promise_of(owner, function):
+    """The docstring of the method that this one takes the place of, if it does: its promises hold here too.
+
+    A class names those above it as bases, or in a docstring that says "See Contract." for a protocol.
+    """
+    named = re.match(r"See (\w+)\.", ast.get_docstring(function) or "")
+    above = [base.id for base in owner.bases if isinstance(base, ast.Name)]
+    for name in [*above, *([named[1]] if named else [])]:
+        if name in CLASSES:
+            for member in CLASSES[name].body:
+                if (
+                    isinstance(member, ast.FunctionDef)
+                    and member.name == function.name != "__init__"
+                ):
+                    return promise_of(CLASSES[name], member) or ast.get_docstring(member)
+            inherited = promise_of(CLASSES[name], function) if CLASSES[name].bases else None
+            if inherited:
+                return inherited
+    assert named is None, f"{owner.name}.{function.name}: {named[0]!r} names no method"
+    return None
+
+
 def public_functions():
     for path in STAGES:
         for node in ast.parse(path.read_text("utf-8")).body:
@@ -28,10 +61,22 @@ def public_functions():
                     private = (owner + member.name).startswith("_") or member.name.startswith("_")
                     if not private:
                         where = f"{path.relative_to(PACKAGE)}:{owner}{member.name}"
-                        yield pytest.param(member, id=where)
+                        promise = promise_of(node, member) if owner else None
+                        yield pytest.param(member, promise, id=where)
 
 
-functions = pytest.mark.parametrize("function", tuple(public_functions()))
+ALL = tuple(public_functions())
+functions = pytest.mark.parametrize(("function", "promise"), ALL)
+# What stands in the place of another function is given its arguments, and need not describe them again.
+describing_functions = pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(function, id=param.id)
+        for param in ALL
+        for function, promise in [param.values]
+        if promise is None or "Args:" in ast.get_docstring(function)
+    ],
+)
 
 
 def raised(function):
@@ -42,19 +87,20 @@ def raised(function):
 
 
 @functions
-def test_every_error_is_documented(function):
+def test_every_error_is_documented(function, promise):
     docstring = ast.get_docstring(function)
     assert docstring
-    section = re.search(r"Raises:\n(.*)", docstring, re.DOTALL)
+    sections = re.findall(r"Raises:\n(.*)", f"{docstring}\n{promise or ''}", re.DOTALL)
     for error in raised(function):
-        assert section, f"raises {error}"
-        assert re.search(rf"\b{error}\b", section[1]), f"raises {error}"
+        assert any(re.search(rf"\b{error}\b", section) for section in sections), f"raises {error}"
 
 
-@functions
+@describing_functions
 def test_every_argument_that_is_documented_exists_and_the_other_way_round(function):
     docstring = ast.get_docstring(function)
-    arguments = {argument.arg for argument in function.args.args + function.args.kwonlyargs}
+    stars = [star for star in (function.args.vararg, function.args.kwarg) if star is not None]
+    every = function.args.args + function.args.kwonlyargs + stars
+    arguments = {argument.arg for argument in every}
     arguments = {name for name in arguments - PLAIN if not name.startswith("_")}
     section = re.search(r"Args:\n(.*?)(?:\n\n|\Z)", docstring, re.DOTALL)
     if section is None:
@@ -64,7 +110,7 @@ def test_every_argument_that_is_documented_exists_and_the_other_way_round(functi
     assert documented - PLAIN == arguments
 
 
-@functions
+@describing_functions
 def test_a_tensor_argument_has_a_shape(function):
     docstring = ast.get_docstring(function)
     for argument in function.args.args:

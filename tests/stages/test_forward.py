@@ -6,7 +6,6 @@ from torch.nn import functional as F
 
 from mambaquant_ext.model import MixerState, language_model_forward, mixer_forward
 from mambaquant_ext.model.hf import language_model_weights
-from reference import mamba as reference
 from stages import models
 from tolerances import assert_relative
 
@@ -21,13 +20,14 @@ def test_logits_equal_the_reference(sizes):
 
 @geometries
 def test_every_hook_of_a_transform_means_what_the_reference_says(sizes):
-    """gate_scale, has_out_rotation and has_state_rotation, with random values instead of equivalent ones."""
+    """gate_scale and the three online rotations, with random values instead of equivalent ones."""
     generator = torch.Generator().manual_seed(4)
     layer = (
         models.model(sizes)
         .layers[0]
         .replace(
             gate_scale=models.spread(generator, sizes.dim),
+            has_in_rotation=True,
             has_out_rotation=True,
             has_state_rotation=True,
         )
@@ -37,7 +37,7 @@ def test_every_hook_of_a_transform_means_what_the_reference_says(sizes):
     history = torch.zeros(1, sizes.width - 1, sizes.dim, dtype=torch.float64)
     state = MixerState(conv=history, ssm=initial[None])
     out, final = mixer_forward(layer, tokens[None], state)
-    expected, _, states = reference.mixer(layer, tokens, initial)
+    expected, _, states = models.reference_mixer(layer, tokens, initial)
     assert_relative(out[0], expected)
     assert_relative(final.ssm[0], states[-1])
 
@@ -90,9 +90,10 @@ def test_the_parts_reproduce_in_proj_and_x_proj_of_transformers():
     for block, layer in zip(model.backbone.layers, weights.layers, strict=True):
         mixer = block.mixer
         assert torch.equal(torch.cat([layer.in_x, layer.in_z]), mixer.in_proj.weight)
-        assert torch.equal(torch.cat([layer.x_dt, layer.x_B, layer.x_C]), mixer.x_proj.weight)
+        (branch,) = layer.branches
+        assert torch.equal(torch.cat([branch.x_dt, branch.x_B, branch.x_C]), mixer.x_proj.weight)
         x = torch.randn(3, 96)
-        parts = [F.linear(x, part) for part in (layer.x_dt, layer.x_B, layer.x_C)]
+        parts = [F.linear(x, part) for part in (branch.x_dt, branch.x_B, branch.x_C)]
         for part, whole in zip(
             parts, mixer.x_proj(x).detach().split([12, 16, 16], -1), strict=True
         ):

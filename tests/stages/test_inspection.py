@@ -8,7 +8,7 @@ import torch
 from mambaquant_ext.config import PRESETS, Rotation
 from mambaquant_ext.inspection import STEPS, inspect_transforms, transform_steps
 from mambaquant_ext.model import language_model_forward
-from mambaquant_ext.pipeline import folded
+from mambaquant_ext.pipeline import LanguageSource
 from stages import models
 
 MAMBAQUANT = PRESETS["w8a8"]
@@ -33,8 +33,11 @@ ON = {
 
 
 def inspected(sizes, recipe):
-    model = models.model(sizes).to(torch.float32)
-    return inspect_transforms(model, models.batches(sizes), recipe)
+    return inspect_transforms(source(sizes), models.batches(sizes), recipe)
+
+
+def source(sizes):
+    return LanguageSource(models.model(sizes).to(torch.float32))
 
 
 def table(rows):
@@ -49,9 +52,7 @@ def table(rows):
 def test_every_transform_that_is_on_has_a_row_for_every_site_it_changes(name):
     sizes = models.REAL
     events = []
-    rows = inspect_transforms(
-        models.model(sizes).to(torch.float32), models.batches(sizes), PRESETS[name], events.append
-    )
+    rows = inspect_transforms(source(sizes), models.batches(sizes), PRESETS[name], events.append)
     steps = ON[name]
     expected = [("float", site) for site in sorted(STEPS)] * sizes.layers
     expected += [(step, site) for step in steps for site in sorted(ORDER[step]) * sizes.layers]
@@ -63,12 +64,12 @@ def test_every_transform_that_is_on_has_a_row_for_every_site_it_changes(name):
 
 @geometries
 def test_the_float_rows_are_the_statistics_of_the_activations(sizes):
-    model = folded(models.model(sizes).to(torch.float32), MAMBAQUANT)
+    model = source(sizes).folded_run(MAMBAQUANT).model
     caught = {}
 
     def tap_of(layer):
         def tap(site, value):
-            caught.setdefault((layer, site), []).append(value.flatten(0, -2))
+            caught.setdefault((layer, site.removesuffix(".0")), []).append(value.flatten(0, -2))
             return value
 
         return tap
@@ -117,7 +118,8 @@ def with_outliers(sizes, factor=30):
         return layer.replace(in_z=layer.in_z * scale[:, None], out=layer.out / scale)
 
     model = models.model(sizes)
-    return model.replace(layers=tuple(one(layer) for layer in model.layers)).to(torch.float32)
+    model = model.replace(layers=tuple(one(layer) for layer in model.layers))
+    return LanguageSource(model.to(torch.float32))
 
 
 @geometries
@@ -147,11 +149,10 @@ def test_rows_are_ready_for_json():
 
 def test_batches_may_be_a_stream_of_any_kind():
     sizes = models.POWER_OF_TWO
-    model = models.model(sizes).to(torch.float32)
     stream = ({"input_ids": ids} for ids in models.batches(sizes))
-    assert inspect_transforms(model, stream, MAMBAQUANT) == inspected(sizes, MAMBAQUANT)
+    assert inspect_transforms(source(sizes), stream, MAMBAQUANT) == inspected(sizes, MAMBAQUANT)
 
 
 def test_no_batches_are_refused():
     with pytest.raises(ValueError, match="expected at least one batch of tokens, got none"):
-        inspect_transforms(models.model(models.REAL).to(torch.float32), [], MAMBAQUANT)
+        inspect_transforms(source(models.REAL), [], MAMBAQUANT)

@@ -379,7 +379,6 @@ def refused(model, error, match, chosen=None, fidelity=Fidelity.INTEGER, batches
     ("sizes", "match"),
     [
         ({"hidden_size": 46}, "46"),
-        ({"time_step_rank": 11}, "11"),
         ({"state_size": 12}, "12"),
         ({"conv_kernel": 5}, r"width 2, 3 or 4.*5"),
         ({"state_size": 272}, "272"),
@@ -389,6 +388,18 @@ def refused(model, error, match, chosen=None, fidelity=Fidelity.INTEGER, batches
 )
 def test_model_of_an_unsupported_kind_is_refused_unchanged(sizes, match):
     refused(tiny_model(**sizes), ValueError, match)
+
+
+@pytest.mark.parametrize("preset", ["w8a8", "quarot"])
+def test_a_dt_rank_without_a_hadamard_matrix_is_widened(preset):
+    """Eleven channels between x_proj and dt_proj become twelve, one of them zero before the rotation."""
+    model, ids = tiny_model(time_step_rank=11), tokens(2, 20)
+    with torch.no_grad():
+        expected = logits(model, ids)
+    packed = quantize_(model, hf_models.calibration(), recipe(preset))
+    assert [block.layout.branches[0].dt_rank for block in packed.blocks] == [12, 12]
+    assert sqnr_db(logits(model, ids), expected) >= MODEL_SQNR_DB[f"tiny {preset}"]
+    assert_equal(in_pieces(model, ids, [1] * 20), logits(model, ids))
 
 
 @pytest.mark.parametrize("sizes", [{"state_size": 12}, {"time_step_rank": 11}], ids=str)

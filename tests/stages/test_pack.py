@@ -7,11 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mambaquant_ext.artifacts import Range, RangeStats
-from mambaquant_ext.calibrate import collect_ranges
+from mambaquant_ext.artifacts import PackedBlock, Range, RangeStats
+from mambaquant_ext.calibrate import BlockRun, LanguageRun, collect_ranges
 from mambaquant_ext.config import PRESETS, Granularity, Rotation
-from mambaquant_ext.pack import pack, pack_block, quantize_weight
+from mambaquant_ext.model import Merge
+from mambaquant_ext.pack import pack_block, pack_blocks, pack_head, pack_linear, quantize_weight
 from mambaquant_ext.pack.weights import asymmetric_scale, qmax, symmetric_scale
+from mambaquant_ext.pipeline import LanguageSource
 from mambaquant_ext.run.emulate import emulated_weights, round_asymmetric, round_symmetric
 from mambaquant_ext.run.modules import GemmWeight
 from stages import models
@@ -31,6 +33,14 @@ RECIPES = {
         weight_bits=4, activation_bits=6, gate_bits=5, granularity=Granularity.PER_CHANNEL
     ),
 }  # fmt: skip
+
+
+# What a block says without tensors.
+PLAIN = (
+    *("routes", "merge", "merge_gate", "merge_threshold", "out_norm", "squeeze", "excite"),
+    *("skip", "skip_weight", "skip_bias", "class_token"),
+    *("has_in_rotation", "has_out_rotation", "has_state_rotation"),
+)
 
 
 def dequantized(q, scale):
@@ -194,9 +204,12 @@ def test_packed_tensors_have_the_shapes_dtypes_and_grids_of_the_recipe(name, siz
     packed, _, _ = packed_model(sizes, recipe)
     for block in packed.blocks:
         found = {key: (tuple(t.shape), t.dtype) for key, t in block.tensors().items()}
-        assert found == block.sizes.expected()
-        assert dataclasses.astuple(block.sizes) == (
-            sizes.hidden, sizes.dim, sizes.dstate, sizes.dt_rank, sizes.width,
+        layout = block.layout
+        assert found == layout.expected()
+        (conv,), (branch,) = layout.convs, layout.branches
+        assert (layout.hidden, layout.dim, conv.kernel) == (sizes.hidden, sizes.dim, (sizes.width,))
+        assert (branch.dim, branch.dstate, branch.dt_rank) == (
+            sizes.dim, sizes.dstate, sizes.dt_rank,
         )  # fmt: skip
         for key, tensor in block.tensors().items():
             assert tensor.is_contiguous(), key
@@ -205,21 +218,23 @@ def test_packed_tensors_have_the_shapes_dtypes_and_grids_of_the_recipe(name, siz
             if key.endswith("_scale"):
                 assert (tensor > 0).all(), key
         half = 2 ** (recipe.activation_bits - 1)
-        assert (block.x_zero_point >= -half).all()
-        assert (block.x_zero_point < half).all()
-    options = packed.options
-    assert (options.weight_bits, options.activation_bits, options.gate_bits) == (
-        recipe.weight_bits, recipe.activation_bits, recipe.gate_bits,
-    )  # fmt: skip
-    assert options.quantize_readout == recipe.quantize_readout
+        assert (block.convs[0].x_zero_point >= -half).all()
+        assert (block.convs[0].x_zero_point < half).all()
+        assert (layout.weight_bits, layout.activation_bits, layout.gate_bits) == (
+            recipe.weight_bits, recipe.activation_bits, recipe.gate_bits,
+        )  # fmt: skip
+        assert layout.quantize_readout == recipe.quantize_readout
+    assert packed.recipe == recipe
     assert packed.provenance == {"tokens": 1}
+    assert packed.names == tuple(f"backbone.layers.{index}" for index in range(sizes.layers))
 
 
 def packed_model(sizes, recipe):
     """Packed model, the float32 model and the ranges behind it."""
     model = models.model(sizes).to(torch.float32)
-    ranges = collect_ranges(model, models.batches(sizes), recipe)
-    return pack(model, ranges, recipe, {"tokens": 1}), model, ranges
+    run = LanguageRun(model)
+    ranges = collect_ranges(run, models.batches(sizes), recipe)
+    return LanguageSource(model).pack(run, ranges, recipe, {"tokens": 1}), model, ranges
 
 
 @geometries
@@ -228,28 +243,33 @@ def test_every_dequantized_weight_is_within_half_a_step_of_the_float_one(name, s
     """The folding of x's scale into x_proj undone; rows are in the order in which the runtime reads them."""
     packed, model, _ = packed_model(sizes, RECIPES[name])
     for block, layer in zip(packed.blocks, model.layers, strict=True):
-        found = emulated_weights(block, packed.options, torch.float64)
+        emulated = emulated_weights(block, torch.float64)
+        (conv,), (branch,) = block.convs, block.branches
         in_scale = block.in_proj_scale.double().split(sizes.dim)
-        x_scale = block.x_proj_scale.double().split([sizes.dt_rank, sizes.dstate, sizes.dstate])
+        x_scale = branch.x_proj_scale.double().split([sizes.dt_rank, sizes.dstate, sizes.dstate])
         steps = {
             "in_x": in_scale[0][:, None],
             "in_z": in_scale[1][:, None],
-            "conv": block.conv_scale[:, None],
-            "x_dt": x_scale[0][:, None] / block.x_scale.double(),
-            "x_B": x_scale[1][:, None] / block.x_scale.double(),
-            "x_C": x_scale[2][:, None] / block.x_scale.double(),
-            "dt": block.dt_proj_scale[:, None],
+            "conv": conv.weight_scale[:, None],
+            "x_dt": x_scale[0][:, None] / conv.x_scale.double(),
+            "x_B": x_scale[1][:, None] / conv.x_scale.double(),
+            "x_C": x_scale[2][:, None] / conv.x_scale.double(),
+            "dt": branch.dt_proj_scale[:, None],
             "out": block.out_proj_scale[:, None],
         }
+        found, wanted = vars(models.flat(emulated)), vars(models.flat(layer))
+        assert found.keys() == wanted.keys() > steps.keys()
         for field, step in steps.items():
-            error = (getattr(found, field) - getattr(layer, field).double()).abs()
+            error = (found[field] - wanted[field].double()).abs()
             assert (error <= HALF_STEP * step).all(), field
-        for field in set(layer.__slots__) - set(steps):
-            value, expected = getattr(found, field), getattr(layer, field)
-            if isinstance(expected, torch.Tensor):
-                assert_equal(value, expected.double())
+        for field in wanted.keys() - steps.keys():
+            if isinstance(wanted[field], torch.Tensor):
+                assert_equal(found[field], wanted[field].double())
             else:
-                assert value == expected, field
+                assert found[field] == wanted[field], field
+        assert_equal(emulated.norm.bias, layer.norm.bias.double())
+        for field in PLAIN:
+            assert getattr(emulated, field) == getattr(layer, field), field
 
 
 @geometries
@@ -261,16 +281,17 @@ def test_activation_scales_are_those_of_their_sites_in_the_order_of_the_rows(siz
         xs, z = block.xz_scale.split(dim)
         assert_equal(xs, found["xs"].amax / qmax(6))
         assert_equal(z, found["z"].amax / qmax(5))
-        dt, B, C = block.dtBC_scale.split(parts)
-        assert_equal(dt, (found["dt"].amax / qmax(6)).expand(parts[0]))
-        assert_equal(B, found["B"].amax / qmax(6))
-        assert_equal(C, (found["C"].amax / qmax(6)).expand(parts[2]))
+        (conv,), (branch,) = block.convs, block.branches
+        dt, B, C = branch.dtBC_scale.split(parts)
+        assert_equal(dt, (found["dt.0"].amax / qmax(6)).expand(parts[0]))
+        assert_equal(B, found["B.0"].amax / qmax(6))
+        assert_equal(C, (found["C.0"].amax / qmax(6)).expand(parts[2]))
         assert_equal(block.in_scale, found["in"].amax / qmax(6))
         assert_equal(block.out_scale, found["out"].amax / qmax(6))
-        assert_equal(block.readout_scale, found["h"].amax / qmax(6))
-        scale, zero_point = asymmetric_scale(found["x"], 6, dim)
-        assert_equal(block.x_scale, scale)
-        assert_equal(block.x_zero_point, zero_point)
+        assert_equal(branch.readout_scale, found["h.0"].amax / qmax(6))
+        scale, zero_point = asymmetric_scale(found["x.0"], 6, dim)
+        assert_equal(conv.x_scale, scale)
+        assert_equal(conv.x_zero_point, zero_point)
 
 
 @geometries
@@ -285,9 +306,9 @@ def test_per_tensor_granularity_has_one_scale_a_site_and_per_channel_many(sizes)
         return {
             "xs": block.xz_scale[:dim],
             "z": block.xz_scale[dim:],
-            "x": block.x_scale,
-            "B": block.dtBC_scale[dt_rank : dt_rank + dstate],
-            "h": block.readout_scale,
+            "x": block.convs[0].x_scale,
+            "B": block.branches[0].dtBC_scale[dt_rank : dt_rank + dstate],
+            "h": block.branches[0].readout_scale,
         }
 
     for site, scales in sites(tensor).items():
@@ -298,13 +319,14 @@ def test_per_tensor_granularity_has_one_scale_a_site_and_per_channel_many(sizes)
             scales.max() == pytest.approx(float(sites(tensor)[site].max()), rel=0.01) or site == "x"
         )
     for block in (tensor, channel):  # contracted over: one scale, whatever the recipe
-        assert block.dtBC_scale[:dt_rank].unique().numel() == 1
-        assert block.dtBC_scale[dt_rank + dstate :].unique().numel() == 1
+        dtBC_scale = block.branches[0].dtBC_scale
+        assert dtBC_scale[:dt_rank].unique().numel() == 1
+        assert dtBC_scale[dt_rank + dstate :].unique().numel() == 1
 
 
 def test_a_float_read_out_has_scales_of_one():
     packed, _, _ = packed_model(models.REAL, RECIPES["float-readout"])
-    assert_equal(packed.blocks[0].readout_scale, torch.ones(96))
+    assert_equal(packed.blocks[0].branches[0].readout_scale, torch.ones(96))
 
 
 @pytest.mark.parametrize("quantize_embedding", [False, True])
@@ -351,14 +373,80 @@ def test_bad_input_is_refused():
     recipe = PRESETS["rtn"]
     _, model, ranges = packed_model(models.REAL, recipe)
     layer = model.layers[0]
-    for field in ("in_z", "conv", "x_C", "dt", "out", "A", "D", "dt_bias", "norm_weight"):
-        broken = layer.replace(**{field: torch.full_like(getattr(layer, field), torch.nan)})
+    (conv,), (branch,) = layer.convs, layer.branches
+
+    def spoiled(part, field):
+        return part.replace(**{field: torch.full_like(getattr(part, field), torch.nan)})
+
+    broken = [layer.replace(norm=spoiled(layer.norm, field)) for field in ("weight", "bias")]
+    broken += [layer.replace(convs=(spoiled(conv, field),)) for field in ("weight", "bias")]
+    for field in ("x_C", "dt", "A", "D", "dt_bias"):
+        broken.append(layer.replace(branches=(spoiled(branch, field),)))
+    broken += [spoiled(layer, field) for field in ("in_z", "out", "out_bias")]
+    for bad in broken:
         with pytest.raises(ValueError, match="expected finite"):
-            pack_block(broken, ranges.layers[0], recipe)
+            pack_block(bad, ranges.layers[0], recipe)
     for field in ("norm_f", "lm_head", "embedding"):
-        broken = model.replace(**{field: torch.full_like(getattr(model, field), torch.inf)})
+        bad = model.replace(**{field: torch.full_like(getattr(model, field), torch.inf)})
         with pytest.raises(ValueError, match="expected finite"):
-            pack(broken, ranges, recipe, {})
-    shorter = RangeStats(layers=ranges.layers[:1], head=ranges.head, samples=1)
+            pack_head(bad, ranges.head, recipe)
+    shorter = RangeStats(layers=ranges.layers[:1], head=ranges.head)
     with pytest.raises(ValueError, match="pack: expected ranges of 2 layers, got 1"):
-        pack(model, shorter, recipe, {})
+        pack_blocks(model.layers, shorter, recipe)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_block_is_its_layout_and_its_named_tensors(name):
+    """tensors() and from_tensors() are each other's inverse, and their names are those of the layout."""
+    block = packed_model(models.REAL, RECIPES[name])[0].blocks[0]
+    tensors = block.tensors()
+    assert tensors.keys() == block.layout.expected().keys()
+    again = PackedBlock.from_tensors(block.layout, tensors)
+    assert again.layout == block.layout
+    assert again.tensors().keys() == tensors.keys()
+    for key, tensor in again.tensors().items():
+        assert tensor is tensors[key], key
+    for field in dataclasses.fields(PackedBlock):
+        assert (getattr(again, field.name) is None) == (getattr(block, field.name) is None)
+    with pytest.raises(KeyError, match=r"branches\.0\.A"):
+        PackedBlock.from_tensors(
+            block.layout, {key: t for key, t in tensors.items() if key != "branches.0.A"}
+        )
+
+
+@pytest.mark.parametrize("merge", [Merge.GATED, Merge.NORMED_SUM])
+def test_a_block_of_many_parts_is_its_layout_and_its_named_tensors(merge, generator):
+    """Two convolutions, two branches, and every optional tensor that the merge allows."""
+    layer = models.many_parts(generator, merge)
+    recipe = PRESETS["rtn"].replace(separate_class_token=True)
+    tokens = torch.randn(2, 9, 16, generator=generator)
+    ranges = collect_ranges(BlockRun(layer), [tokens], recipe).layers[0]
+    block = pack_block(layer, ranges, recipe)
+    tensors = block.tensors()
+    found = {key: (tuple(t.shape), t.dtype) for key, t in tensors.items()}
+    assert found == block.layout.expected()
+    absent = {f.name for f in dataclasses.fields(block) if getattr(block, f.name) is None}
+    norm = {"out_norm_weight", "out_norm_bias", "squeeze", "excite"}
+    assert absent == (norm if merge is Merge.GATED else {"merge_gate"})
+    again = PackedBlock.from_tensors(block.layout, tensors)
+    assert len(again.convs) == len(again.branches) == 2
+    for key, tensor in again.tensors().items():
+        assert tensor is tensors[key], key
+    for index in range(2):
+        assert again.branches[index].A is block.branches[index].A
+        assert again.convs[index].weight is block.convs[index].weight
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_linear_layer_is_packed_as_a_matrix_of_a_block_is(has_bias, generator):
+    weight = random_weight(generator)
+    bias = torch.randn(13, generator=generator) if has_bias else None
+    found = Range(low=torch.tensor([-3.0]), high=torch.tensor([2.0]))
+    packed = pack_linear(weight, bias, found, PRESETS["rtn"].replace(weight_bits=5))
+    codes, scale = quantize_weight(weight, 5)
+    assert_equal(packed.weight, codes)
+    assert_equal(packed.weight_scale, scale)
+    assert_equal(packed.bias, bias if has_bias else torch.zeros(13))
+    assert_equal(packed.in_scale, torch.tensor([3.0]) / 127)
+    with pytest.raises(ValueError, match="expected finite"):
+        pack_linear(weight, torch.full((13,), torch.nan), found, PRESETS["rtn"])

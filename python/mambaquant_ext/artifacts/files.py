@@ -97,9 +97,9 @@ def load_packed(folder: Path, verify: bool = True) -> PackedModel:
     names = _field(metadata, "names", list, where)
     if len(names) != len(layouts) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{where}: names: expected {len(layouts)} strings, got {names!r}")
-    linear_name = metadata.get("linear")
-    if linear_name is not None and not isinstance(linear_name, str):
-        raise CheckpointError(f"{where}: linear: expected str, got {linear_name!r}")
+    # null for a model without an int8 layer of its own outside the blocks.
+    is_null = "linear" in metadata and metadata["linear"] is None
+    linear_name = None if is_null else _field(metadata, "linear", str, where)
     adapter, has_head = (
         _field(metadata, "adapter", str, where),
         _field(metadata, "has_head", bool, where),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import enum
+import itertools
+import math
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -184,7 +187,8 @@ class BlockLayout:
         """Checks that the parts fit together.
 
         Raises:
-            ValueError: sizes below 1, an index of a part that is not there, or channels outside x.
+            ValueError: a number outside its range, an index of a part that is not there, a branch without a
+                route, branches that do not make up x, or routes that cannot be merged or continued.
         """
         for name, size in (("hidden", self.hidden), ("dim", self.dim)):
             _check(size >= 1, name, "at least 1", size)
@@ -203,14 +207,20 @@ class BlockLayout:
         for route in self.routes:
             inside = 0 <= route.branch < len(self.branches)
             _check(inside, "routes.branch", f"below {len(self.branches)}", route.branch)
-        scanned = {self.branches[route.branch].first_channel for route in self.routes}
-        covered = sum(
-            next(b.dim for b in self.branches if b.first_channel == first) for first in scanned
-        )
-        _check(covered == self.dim, "branches", f"{self.dim} channels scanned", covered)
+        for before, route in itertools.pairwise(self.routes):
+            # Only there is the state in the same basis: each branch has scales of its own.
+            fits = not route.continues or route.branch == before.branch
+            _check(fits, "routes.continues", f"branch {before.branch} again", route.branch)
+        unused = set(range(len(self.branches))) - {route.branch for route in self.routes}
+        _check(not unused, "routes", f"one for each of {len(self.branches)} branches", self.routes)
+        self._check_heads()
         self._check_merge()
+        _check((self.class_token or 0) >= 0, "class_token", "at least 0", self.class_token)
+        for name in ("weight_bits", "activation_bits", "gate_bits"):
+            _check(2 <= getattr(self, name) <= 8, name, "2 to 8", getattr(self, name))
 
     def _check_merge(self) -> None:
+        threshold, width = self.merge_threshold, self.excite_dim
         has_norm = self.out_norm is not None
         is_coarse = any(conv.stride > 1 for conv in self.convs)
         _check(
@@ -222,9 +232,24 @@ class BlockLayout:
         _check(
             has_norm or self.merge is not Merge.NORMED_SUM, "out_norm", "a norm to merge with", None
         )
-        _check((self.excite_dim or 1) >= 1, "excite_dim", "at least 1", self.excite_dim)
-        for name in ("weight_bits", "activation_bits", "gate_bits"):
-            _check(2 <= getattr(self, name) <= 8, name, "2 to 8", getattr(self, name))
+        heads = Counter(self.branches[route.branch].first_channel for route in self.routes)
+        gated, varied = self.merge is Merge.GATED, self.merge is Merge.VARIATION
+        # A gated merge takes results behind their gates: nothing can come between.
+        is_last = not has_norm and width is None and len(heads) == 1
+        _check(is_last or not gated, "merge", "another than gated with norms or heads", "gated")
+        several = min(heads.values()) > 1
+        _check(
+            several or not varied, "routes", "several over each channel to tell apart", self.routes
+        )
+        _check(math.isfinite(threshold), "merge_threshold", "a finite number", threshold)
+        _check(width is None or width >= 1, "excite_dim", "at least 1", width)
+
+    def _check_heads(self) -> None:
+        """Branches of the same first channel are merged: equally wide, and side by side they make up x."""
+        heads = sorted({(branch.first_channel, branch.dim) for branch in self.branches})
+        ends = [0, *(first + dim for first, dim in heads)]
+        fits = [first for first, _ in heads] == ends[:-1] and ends[-1] == self.dim
+        _check(fits, "branches", f"channels that make up 0 to {self.dim}", heads)
 
     def _check_branch(self, branch: BranchLayout) -> None:
         for name in ("dim", "dstate", "dt_rank"):

@@ -48,7 +48,10 @@ def _converted(kind: Any, value: Any, where: str) -> Any:
     is_number = kind is float and isinstance(value, int)  # JSON writes 0.0 as it likes
     if isinstance(value, bool) != (kind is bool) or not (isinstance(value, kind) or is_number):
         raise ValueError(f"{where}: expected {kind.__name__}, got {value!r}")
-    return kind(value)
+    try:
+        return kind(value)
+    except OverflowError:  # an int that no float holds
+        raise ValueError(f"{where}: expected {kind.__name__}, got {value!r}") from None
 
 
 def _dataclass(kind: Any, value: Any, where: str) -> Any:

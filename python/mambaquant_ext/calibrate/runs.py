@@ -174,7 +174,12 @@ class ModuleRun:
 
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """model(batch), model(**batch) or model(*batch), by what the batch is."""
+    """model(batch), model(**batch) or model(*batch), by what the batch is.
+
+    Args:
+        model: to call.
+        batch: a tensor, a mapping, or a tuple or list.
+    """
     if isinstance(batch, Mapping):
         return model(**batch)
     if isinstance(batch, (tuple, list)):

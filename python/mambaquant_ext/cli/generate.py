@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from mambaquant_ext.artifacts.files import METADATA_FILE
 from mambaquant_ext.checkpoint import load
 from mambaquant_ext.cli.console import print_json, quiet_libraries
-from mambaquant_ext.cli.quantize import ModelFolder
+from mambaquant_ext.cli.models import is_quantized
+from mambaquant_ext.cli.options import ModelFolder
 from mambaquant_ext.cli.text import check_vocabulary, load_tokenizer
-from mambaquant_ext.model.checkpoint import load_float_model
+from mambaquant_ext.model.checkpoint import load_float_model, vision_config
 
 
 class TextStream:
@@ -66,12 +66,13 @@ def generate(
 ) -> None:
     """Generate text and print the decoding rate."""
     with quiet_libraries():
+        if vision_config(model) is not None:
+            raise typer.BadParameter(f"expected a language model, got the vision model {model}")
         tokenizer = load_tokenizer(model)
         ids = tokenizer.encode(prompt).ids
         if not ids:
             raise typer.BadParameter("expected at least one token", param_hint="--prompt")
-        is_quantized = (model / METADATA_FILE).is_file()
-        runner = load(model) if is_quantized else load_float_model(model)
+        runner = load(model) if is_quantized(model) else load_float_model(model)
         input_ids = torch.tensor([ids])
         check_vocabulary(input_ids, runner.config.vocab_size, model)
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""`mambaquant info`: versions, instruction set, backends, and a self-test of every kernel."""
+"""`mambaquant info`: versions, instruction set, backends, adapters, and a self-test of every kernel."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from mambaquant_ext import __version__, _load
 from mambaquant_ext.cli.console import print_json, print_line, print_table
+from mambaquant_ext.model.adapters import adapter_names
 from mambaquant_ext.selftest import self_test
 
 
@@ -30,6 +31,7 @@ def info(
         "isa": _load.current_isa(),
         "isas_supported": _load.supported_isas(),
         "threads": torch.get_num_threads(),
+        "adapters": list(adapter_names()),
         "self_test": results,
     }
     if json:

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from mambaquant_ext.artifacts import load_packed
-from mambaquant_ext.artifacts.files import METADATA_FILE
 from mambaquant_ext.cli.console import (
     print_json,
     print_line,
@@ -16,13 +15,17 @@ from mambaquant_ext.cli.console import (
     progress_bar,
     quiet_libraries,
 )
+from mambaquant_ext.cli.data import calibration_data
+from mambaquant_ext.cli.models import folder_bytes, is_quantized
+from mambaquant_ext.cli.options import ModelFolder, RecipeName, WindowLength, count_help
 from mambaquant_ext.cli.plot import plot_transforms
-from mambaquant_ext.cli.quantize import ModelFolder, RecipeName, WindowLength, folder_bytes
-from mambaquant_ext.cli.text import check_vocabulary, load_tokenizer, pick_windows, token_windows
+from mambaquant_ext.cli.quantize import BATCH
 from mambaquant_ext.config import recipe
 from mambaquant_ext.inspection import SiteStatistics, inspect_transforms, transform_steps
 from mambaquant_ext.model.checkpoint import load_float_model
 from mambaquant_ext.pipeline import source_of
+
+SAMPLES = {"window": 8, "image": 32}
 
 
 def inspect(
@@ -30,33 +33,34 @@ def inspect(
     calib: Annotated[
         Path | None,
         typer.Option(
-            "--calib", exists=True, dir_okay=False, help="UTF-8 text; needed for a float model."
+            "--calib",
+            exists=True,
+            help="UTF-8 text, or images: .npz, a folder, or an idx file; needed for a float model.",
         ),
     ] = None,
     recipe_name: RecipeName = "w8a8",
-    window: WindowLength = 512,
-    samples: Annotated[int, typer.Option(min=1, help="Sequences.")] = 8,
-    seed: Annotated[int, typer.Option(help="Chooses the sequences.")] = 0,
+    window: WindowLength = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help=count_help("Of the data, at most", SAMPLES))
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Chooses the samples.")] = 0,
     plot: Annotated[Path | None, typer.Option(dir_okay=False, help="PNG file to write.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Show channel spread and outliers per layer, before and after each transform."""
-    if (model / METADATA_FILE).is_file():
+    if is_quantized(model):
         _inspect_quantized(model, json)
         return
     if calib is None:
         raise typer.BadParameter(
-            "expected a text to measure a float model on", param_hint="--calib"
+            "expected text or images to measure a float model on", param_hint="--calib"
         )
     with quiet_libraries():
+        data = calibration_data(model, calib, window)
         source = load_float_model(model)
-        tokenizer = load_tokenizer(model)
-        chosen = pick_windows(token_windows(calib, tokenizer, window)[0], samples, seed)
-        check_vocabulary(chosen, source.config.vocab_size, model)
+        batches = data.batches(source, samples or SAMPLES[data.unit], BATCH[data.unit], seed)
         with progress_bar("transforms", transform_steps(recipe(recipe_name)), "step") as update:
-            rows = inspect_transforms(
-                source_of(source), chosen.split(4), recipe(recipe_name), update
-            )
+            rows = inspect_transforms(source_of(source), batches, recipe(recipe_name), update)
     if plot is not None:
         plot_transforms(rows, plot)
     if json:
@@ -89,6 +93,7 @@ def _cells(row: SiteStatistics) -> list[str]:
 def _inspect_quantized(folder: Path, json: bool) -> None:
     packed = load_packed(folder)
     values = {
+        "adapter": packed.adapter,
         "recipe": packed.recipe.to_dict(),
         "layers": len(packed.blocks),
         "size_bytes": folder_bytes(folder),
@@ -97,7 +102,8 @@ def _inspect_quantized(folder: Path, json: bool) -> None:
     if json:
         print_json(values)
         return
-    rows = [[key, str(value)] for key, value in packed.recipe.to_dict().items()]
+    rows = [["adapter", packed.adapter]]
+    rows += [[key, str(value)] for key, value in packed.recipe.to_dict().items()]
     rows += [
         ["layers", str(len(packed.blocks))],
         ["size (MB)", f"{folder_bytes(folder) / 1e6:.2f}"],

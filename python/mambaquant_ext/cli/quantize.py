@@ -1,4 +1,4 @@
-"""`mambaquant quantize`: a float model folder and a text in, a quantized folder out."""
+"""`mambaquant quantize`: a float model folder and calibration data in, a quantized folder out."""
 
 from __future__ import annotations
 
@@ -9,50 +9,49 @@ import typer
 
 from mambaquant_ext.checkpoint import save
 from mambaquant_ext.cli.console import print_json, print_line, progress_bar, quiet_libraries
-from mambaquant_ext.cli.text import check_vocabulary, load_tokenizer, pick_windows, token_windows
-from mambaquant_ext.config import PRESETS, recipe
+from mambaquant_ext.cli.data import calibration_data
+from mambaquant_ext.cli.models import folder_bytes
+from mambaquant_ext.cli.options import ModelFolder, RecipeName, WindowLength, count_help
+from mambaquant_ext.config import recipe
 from mambaquant_ext.model.checkpoint import load_float_model
 from mambaquant_ext.pipeline import quantize_source, source_of
 
-
-def _known_recipe(name: str) -> str:
-    if name not in PRESETS:
-        raise typer.BadParameter(f"expected one of {', '.join(PRESETS)}, got {name!r}")
-    return name
-
-
-ModelFolder = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Model folder.")]
-CalibrationText = Annotated[
-    Path, typer.Option("--calib", exists=True, dir_okay=False, help="UTF-8 text to calibrate on.")
-]
-RecipeName = Annotated[
-    str, typer.Option("--recipe", callback=_known_recipe, help=f"One of {', '.join(PRESETS)}.")
-]
-WindowLength = Annotated[int, typer.Option("--window", min=2, help="Tokens per sequence.")]
+# By unit of the data.
+SAMPLES = {"window": 64, "image": 256}
+BATCH = {"window": 4, "image": 32}
 
 
 def quantize(
     model: ModelFolder,
-    calib: CalibrationText,
+    calib: Annotated[
+        Path,
+        typer.Option(
+            "--calib", exists=True, help="UTF-8 text, or images: .npz, a folder, or an idx file."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", file_okay=False, help="Folder to write.")],
     recipe_name: RecipeName = "w8a8",
-    window: WindowLength = 512,
-    samples: Annotated[int, typer.Option(min=1, help="Calibration sequences.")] = 64,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 4,
-    seed: Annotated[int, typer.Option(help="Chooses the sequences.")] = 0,
+    window: WindowLength = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help=count_help("Of the data, at most", SAMPLES))
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help=count_help("Per forward pass", BATCH))
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Chooses the samples.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Calibrate, rotate, smooth and pack a Mamba language model."""
+    """Calibrate, rotate, smooth and pack a Mamba model: on text a language model, on images a vision model."""
     if out.resolve() == model.resolve():
         raise typer.BadParameter(
             "expected another folder than the float model's", param_hint="--out"
         )
     with quiet_libraries():
+        data = calibration_data(model, calib, window)
         source = load_float_model(model)
-        tokenizer = load_tokenizer(model)
-        chosen = pick_windows(token_windows(calib, tokenizer, window)[0], samples, seed)
-        check_vocabulary(chosen, source.config.vocab_size, model)
-        batches = list(chosen.split(batch))
+        batches = data.batches(
+            source, samples or SAMPLES[data.unit], batch or BATCH[data.unit], seed
+        )
         passes = ("moments", "ranges")
         with progress_bar("calibrating", len(passes) * len(batches), "batch") as update:
             packed = quantize_source(
@@ -74,12 +73,5 @@ def quantize(
             }
         )
     else:
-        print_line(
-            f"{out}: {recipe_name}, {size / 1e6:.2f} MB, calibrated on {len(chosen)} sequences of {window} tokens"
-        )
-
-
-def folder_bytes(folder: Path) -> int:
-    """Bytes of the weights in a model folder."""
-    names = ("*.safetensors", "pytorch_model*.bin")
-    return sum(path.stat().st_size for name in names for path in folder.glob(name))
+        used = data.pieces(sum(map(len, batches)))
+        print_line(f"{out}: {recipe_name}, {size / 1e6:.2f} MB, calibrated on {used}")

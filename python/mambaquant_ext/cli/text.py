@@ -1,14 +1,98 @@
-"""Text files as token windows, with the tokenizer of a model folder."""
+"""Text files as windows of tokens, with the tokenizer of a model folder."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from mambaquant_ext.evaluate import windows
+from mambaquant_ext.cli.sampling import pick
+from mambaquant_ext.evaluate import Evaluation, evaluate, windows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Text:
+    """See mambaquant_ext.cli.data.Data.
+
+    Attributes:
+        path: where from.
+        folder: of the model whose tokenizer made the tokens.
+        windows: (count, window), int64.
+        bytes_per_token: of the whole text.
+    """
+
+    unit: ClassVar[str] = "window"
+    path: Path
+    folder: Path
+    windows: Tensor
+    bytes_per_token: float
+
+    @classmethod
+    def open(cls, path: Path, folder: Path, window: int, limit: int | None = None) -> Text:
+        """Tokenises a text.
+
+        Args:
+            path: of the text.
+            folder: of the model.
+            window: tokens per window.
+            limit: keep only so many windows from the start; None for all.
+
+        Raises:
+            ValueError: no readable tokenizer, not UTF-8, or shorter than one window.
+            ImportError: the tokenizers library is not installed.
+        """
+        all_windows, bytes_per_token = token_windows(path, load_tokenizer(folder), window)
+        return cls(
+            path=path,
+            folder=folder,
+            windows=all_windows[:limit],
+            bytes_per_token=bytes_per_token,
+        )
+
+    def __len__(self) -> int:
+        """How many windows."""
+        return len(self.windows)
+
+    @property
+    def title(self) -> str:
+        """See Data."""
+        return f"{self.path.name}, {self.pieces(len(self))}"
+
+    def pieces(self, count: int) -> str:
+        """See Data."""
+        return f"{count} windows of {self.windows.shape[1]} tokens"
+
+    def batches(self, model: Any, count: int, size: int, seed: int) -> list[Tensor]:
+        """See Data."""
+        chosen = pick(self.windows, count, seed)
+        check_vocabulary(chosen, model.config.vocab_size, self.folder)
+        return list(chosen.split(size))
+
+    def score(self, model: Any, batch: int, progress: Callable[[int], None]) -> Evaluation:
+        """See Data."""
+        check_vocabulary(self.windows, model.config.vocab_size, self.folder)
+        return evaluate(
+            lambda ids: model(ids, use_cache=False).logits,
+            self.windows,
+            self.bytes_per_token,
+            batch,
+            progress,
+        )
+
+    def figures(self, score: Evaluation, _reference: Evaluation | None) -> dict[str, Any]:
+        """See Data."""
+        return score.to_dict()
+
+    def cells(self, figures: dict[str, Any]) -> dict[str, str]:
+        """See Data."""
+        return {
+            "perplexity": f"{figures['perplexity']:.3f}",
+            "bits per byte": f"{figures['bits_per_byte']:.4f}",
+            "tok/s": f"{figures['tokens_per_second']:,.0f}",
+        }
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -84,12 +168,3 @@ def check_vocabulary(ids: Tensor, vocab_size: int, folder: Path) -> None:
             f"{folder / 'tokenizer.json'}: expected token ids below {vocab_size}, the model's vocabulary, got "
             f"{int(ids.max())}; is it another model's tokenizer?"
         )
-
-
-def pick_windows(all_windows: Tensor, count: int, seed: int) -> Tensor:
-    """`count` windows drawn without replacement, or all of them if there are fewer; in file order."""
-    if count >= len(all_windows):
-        return all_windows
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(all_windows), generator=generator)[:count]
-    return all_windows[chosen.sort().values]

@@ -55,17 +55,10 @@ def load_float_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     if adapter is not None:
         return _load_built(adapter, config, folder, dtype)
     transformers = import_transformers()
-    if "model_type" in config:
-        if config["model_type"] != "mamba":
-            raise ModelFormatError(
-                f"{where}: model_type: expected 'mamba', got {config['model_type']!r}"
-            )
-        values = config
-    elif "d_model" in config and "n_layer" in config:
-        values = _mamba_ssm_config(config, where)
-    else:
+    values = config if "model_type" in config else _mamba_ssm_config(config, where)
+    if values.get("model_type", "mamba") != "mamba":
         raise ModelFormatError(
-            f"{where}: expected model_type (transformers), d_model and n_layer (mamba_ssm), or a known architecture"
+            f"{where}: model_type: expected 'mamba', got {values['model_type']!r}"
         )
     with refusals_as(ModelFormatError, where):
         model = skeleton(transformers.MambaConfig.from_dict(values))
@@ -77,6 +70,26 @@ def load_float_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     if model.config.tie_word_embeddings:
         model.tie_weights()
     return model.eval()
+
+
+def vision_config(folder: Path) -> Any:
+    """The configuration of a vision model, float or quantized, from its config.json alone.
+
+    Args:
+        folder: of the model.
+
+    Returns:
+        The model's `config`, or None for a language model.
+
+    Raises:
+        ModelFormatError: no config.json, or not of a known kind.
+    """
+    values = _read_config(folder)
+    adapter = adapter_of_config(values)
+    if adapter is None:
+        return None
+    values.pop("quantization_config", None)
+    return _empty_model_of(folder, adapter, values).config
 
 
 def empty_model(adapter: Adapter, config: Mapping[str, Any]) -> nn.Module:
@@ -93,13 +106,17 @@ def empty_model(adapter: Adapter, config: Mapping[str, Any]) -> nn.Module:
         return adapter.build(config)
 
 
+def _empty_model_of(folder: Path, adapter: Adapter, config: Mapping[str, Any]) -> nn.Module:
+    try:
+        return empty_model(adapter, config)
+    except ValueError as error:
+        raise ModelFormatError(f"{folder / 'config.json'}: {error}") from None
+
+
 def _load_built(
     adapter: Adapter, config: Mapping[str, Any], folder: Path, dtype: torch.dtype
 ) -> nn.Module:
-    try:
-        model = empty_model(adapter, config)
-    except ValueError as error:
-        raise ModelFormatError(f"{folder / 'config.json'}: {error}") from None
+    model = _empty_model_of(folder, adapter, config)
     state = _read_state(folder)
     _check_state(state, model, folder)
     model.load_state_dict({name: t.to(dtype) for name, t in state.items()}, assign=True)
@@ -117,7 +134,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ModelFormatError(f"{path}: not found; expected a model folder")
-    return read_json(path, ModelFormatError)
+    config = read_json(path, ModelFormatError)
+    is_language = "model_type" in config or {"d_model", "n_layer"} <= config.keys()
+    if not is_language and adapter_of_config(config) is None:
+        raise ModelFormatError(
+            f"{path}: expected model_type (transformers), d_model and n_layer (mamba_ssm), or a known architecture"
+        )
+    return config
 
 
 def _mamba_ssm_config(config: dict[str, Any], where: Path) -> dict[str, Any]:

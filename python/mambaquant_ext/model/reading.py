@@ -10,12 +10,21 @@ from mambaquant_ext.model.weights import BranchWeights, ConvWeights, NormWeights
 
 
 def copied(tensor: Tensor) -> Tensor:
-    """A float32 copy on the CPU."""
+    """A float32 copy on the CPU.
+
+    Args:
+        tensor: (...), of any floating dtype.
+    """
     return tensor.detach().to("cpu", torch.float32, copy=True)
 
 
 def copied_or_zeros(tensor: Tensor | None, size: int) -> Tensor:
-    """A float32 copy on the CPU, or (size,) zeros for None."""
+    """A float32 copy on the CPU, or zeros for None.
+
+    Args:
+        tensor: (size,), of any floating dtype, or None.
+        size: of the zeros.
+    """
     return torch.zeros(size) if tensor is None else copied(tensor)
 
 

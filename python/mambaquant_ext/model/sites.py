@@ -136,7 +136,15 @@ class CalledBlock(nn.Module):
         self.contract = contract
 
     def tokens_forward(self, hidden_states: Tensor, grid: Grid) -> Tensor:
-        """(batch, tokens, hidden) -> (batch, tokens, hidden)."""
+        """What the block computes.
+
+        Args:
+            hidden_states: (batch, tokens, hidden), tokens row-major over the grid.
+            grid: sizes of its axes.
+
+        Returns:
+            (batch, tokens, hidden).
+        """
         raise NotImplementedError
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -148,6 +156,9 @@ class CalledBlock(nn.Module):
 
         Returns:
             As the replaced module.
+
+        Raises:
+            ValueError: the contract read something else than tokens over a grid.
         """
         hidden_states, grid = self.contract.read(*args, **kwargs)
         if hidden_states.dim() != 3 or hidden_states.shape[1] != math.prod(grid):

@@ -11,7 +11,6 @@ from torch import Tensor
 from mambaquant_ext.artifacts import BranchMoments, LayerMoments, MomentStats, StreamWrite
 from mambaquant_ext.config import Recipe, Rotation
 from mambaquant_ext.model import BranchWeights, LanguageModelWeights, MixerWeights
-from mambaquant_ext.ops import supported_hadamard_sizes
 from mambaquant_ext.transform import rotate, smooth
 from mambaquant_ext.transform.norms import fold_final_norm
 
@@ -144,9 +143,11 @@ def transform_layer(
         The block, float64, in the rotated basis at both ends if the stream is rotated.
 
     Raises:
-        ValueError: too little calibration data for a KLT, a width without a Hadamard matrix, or a rotation of a
-            block whose norm is not folded.
+        ValueError: too little calibration data for a KLT, a width without a Hadamard matrix, a rotation of a block
+            whose norm is not folded, or smoothing of a state that is rotated already.
     """
+    if recipe.smooth_state and layer.has_state_rotation:
+        raise ValueError("smooth_state: expected a block whose state axis is not rotated yet")
     if recipe.smooth_in and layer.norm is not None:
         parts = [layer.in_x] if layer.in_z is None else [layer.in_x, layer.in_z]
         columns = torch.cat(parts).abs().amax(0)
@@ -194,7 +195,7 @@ def _transform_branch(
     if recipe.dt_rotation is Rotation.NONE:
         return branch
     # A rank without a Hadamard matrix is widened by zeros: rows that cost little, and no other transform exists.
-    rank = next(size for size in supported_hadamard_sizes() if size >= branch.dt_rank)
+    rank = rotate.rotatable_rank(branch.dt_rank)
     padded = torch.zeros(rank, rank, dtype=torch.float64)
     padded[: branch.dt_rank, : branch.dt_rank] = moment
     rotation = _rotation(recipe.dt_rotation, padded, moments.samples)

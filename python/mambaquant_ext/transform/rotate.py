@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mambaquant_ext.artifacts import StreamWrite
 from mambaquant_ext.model import BranchWeights, LanguageModelWeights, MixerWeights, NormKind, Skip
-from mambaquant_ext.ops import hadamard_matrix
+from mambaquant_ext.ops import hadamard_matrix, supported_hadamard_sizes
 
 # Fewer samples than this many times the width leave the smallest eigenvectors arbitrary.
 SAMPLES_PER_CHANNEL = 4
@@ -186,6 +186,15 @@ def rotate_state(layer: MixerWeights) -> MixerWeights:
         return branch.replace(x_C=rotation.T @ branch.x_C)
 
     return layer.map_branches(rotated).replace(has_state_rotation=True)
+
+
+def rotatable_rank(dt_rank: int) -> int:
+    """The least rank from `dt_rank` up that has a Hadamard matrix; `dt_rank` itself beyond all of them.
+
+    Args:
+        dt_rank: at least 1.
+    """
+    return next((size for size in supported_hadamard_sizes() if size >= dt_rank), dt_rank)
 
 
 def pad_dt(branch: BranchWeights, dt_rank: int) -> BranchWeights:

@@ -50,11 +50,19 @@ class Adapter:
         raise NotImplementedError
 
     def stream_behind(self, model: nn.Module, index: int) -> StreamWrite:
-        """What the rotated stream has to be behind block `index`."""
+        """What the rotated stream has to be behind a block.
+
+        Args:
+            model: that matches.
+            index: of the block in `sites`.
+        """
         return StreamWrite.CENTERED
 
     def config(self, model: nn.Module) -> dict[str, Any]:
-        """What `build` makes an equal model from, plain values; empty where the model must come from the user."""
+        """What `build` makes an equal model from: plain values that `reads` knows again.
+
+        Empty where the model must come from the user.
+        """
         return {}
 
     def reads(self, config: Mapping[str, Any]) -> bool:
@@ -69,6 +77,7 @@ class Adapter:
 
         Raises:
             ValueError: a value that is not supported.
+            NotImplementedError: this family's models come from the user.
         """
         raise NotImplementedError(
             f"adapter {self.name!r} cannot build a model: load the checkpoint into one with load(folder, model=...)"

@@ -19,7 +19,7 @@ from mambaquant_ext.model.hf import mixer_weights
 from mambaquant_ext.model.reading import norm_weights, read_branch, read_conv
 from mambaquant_ext.model.sites import BlockSite, ResidualPair
 from mambaquant_ext.model.vision.vim import VimBlock, VimMixer, VisionMamba
-from mambaquant_ext.model.vision.vim_config import BimambaType, VimConfig
+from mambaquant_ext.model.vision.vim_config import ARCHITECTURE, BimambaType, VimConfig
 from mambaquant_ext.model.weights import MixerWeights
 from mambaquant_ext.routes import FORWARD, ScanRoute
 
@@ -61,7 +61,7 @@ class VimAdapter(Adapter):
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         """See Adapter."""
-        return str(config.get("architecture", "")).startswith("VisionMamba")
+        return str(config.get("architecture", "")).startswith(ARCHITECTURE)
 
     def config(self, model: nn.Module) -> dict[str, Any]:
         """See Adapter."""

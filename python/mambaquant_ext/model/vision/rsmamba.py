@@ -76,6 +76,11 @@ class RSMambaConfig(VisionConfig):
             self._refuse("shuffle_seed", "at least 0", self.shuffle_seed)
 
     @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of an image."""
+        return self.img_size, self.img_size
+
+    @property
     def num_patches(self) -> int:
         """Tokens."""
         side = -(-self.img_size // self.stride)

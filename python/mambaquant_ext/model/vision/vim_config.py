@@ -29,6 +29,8 @@ class FinalPool(str, enum.Enum):
     MEAN = "mean"
 
 
+# What a Vim's config.json calls it; others may add to the name.
+ARCHITECTURE = "VisionMamba"
 # Keys of a config.json that this implementation knows in one value only.
 _FIXED: dict[str, Any] = {
     "dt_proj_bias": True,
@@ -94,6 +96,11 @@ class VimConfig(VisionConfig):
             self._refuse("patch_size", f"at most img_size = {self.img_size}", self.patch_size)
 
     @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of an image."""
+        return self.img_size, self.img_size
+
+    @property
     def num_patches(self) -> int:
         """Tokens without the class token."""
         side = (self.img_size - self.patch_size) // self.stride + 1
@@ -110,6 +117,10 @@ class VimConfig(VisionConfig):
         if not self.if_cls_token:
             return None
         return self.num_patches // 2 if self.use_middle_cls_token else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON, with the architecture by which a config.json is known for a Vim's."""
+        return {"architecture": ARCHITECTURE, **VisionConfig.to_dict(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VimConfig:
