@@ -226,8 +226,33 @@ def excited(y: Tensor, squeeze: Tensor, excite: Tensor) -> Tensor:
         squeeze: (excite_dim, dim).
         excite: (dim, excite_dim).
     """
-    inner = F.relu(F.linear(y.mean(1, keepdim=True), squeeze))
-    return y * torch.sigmoid(F.linear(inner, excite))
+    inner = F.relu(_products(squeeze, y.mean(1)))
+    return y * even_sigmoid(_products(excite, inner))[:, None]
+
+
+def even_sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x)) with bits that depend on x alone.
+
+    torch.sigmoid rounds the last few values of a tensor otherwise than the rest, so that a sample would not have the
+    bits that it has in a batch.
+
+    Args:
+        x: (...), floating.
+    """
+    return 1 / (1 + torch.exp(-x))
+
+
+def _products(weight: Tensor, x: Tensor) -> Tensor:
+    """F.linear of a few rows whose bits do not depend on each other, which those of a library's product do.
+
+    Args:
+        weight: (n, dim).
+        x: (..., dim).
+
+    Returns:
+        (..., n).
+    """
+    return (x[..., None, :] * weight).sum(-1)
 
 
 def variation_gate(ys: Tensor, threshold: float) -> Tensor:
@@ -254,8 +279,10 @@ def route_shares(vs: Tensor, merge_gate: Tensor) -> Tensor:
     Returns:
         (routes, batch, 1, 1), summing to 1 over routes.
     """
-    logits = torch.einsum("jbd,kjd->kb", vs.mean(2), merge_gate)
-    return logits.softmax(0)[..., None, None]
+    means = vs.mean(2)
+    logits = sum(_products(merge_gate[:, j], mean) for j, mean in enumerate(means))
+    assert isinstance(logits, Tensor)
+    return logits.softmax(1).T[..., None, None]
 
 
 def mixer_forward(

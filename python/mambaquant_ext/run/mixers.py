@@ -11,7 +11,13 @@ from torch import Tensor
 from mambaquant_ext import ops
 from mambaquant_ext.artifacts import BlockLayout, BranchLayout, Merge, PackedBlock
 from mambaquant_ext.model import MixerState, block_forward
-from mambaquant_ext.model.forward import excited, route_shares, upsample, variation_gate
+from mambaquant_ext.model.forward import (
+    even_sigmoid,
+    excited,
+    route_shares,
+    upsample,
+    variation_gate,
+)
 from mambaquant_ext.routes import Grid, ScanRoute, kernel_order
 from mambaquant_ext.run.emulate import emulated_weights, rounding_tap, x_scale_of
 from mambaquant_ext.run.ends import BlockEntry, BlockExit
@@ -198,7 +204,7 @@ class IntegerMixer:
         if z is None:
             return y
         gate = z * self.z_scale
-        return y * (gate * torch.sigmoid(self.packed.gate_scale * gate))
+        return y * (gate * even_sigmoid(self.packed.gate_scale * gate))
 
     def _update(
         self, xs: Tensor, z: Tensor | None, state: MixerState, mask: Tensor | None
