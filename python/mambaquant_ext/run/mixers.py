@@ -312,7 +312,7 @@ class _Walker:
         conv, constants = self.mixer.layout.convs[index], self.mixer.convs[index]
         if conv.is_causal:
             x, _ = ops.causal_conv1d_quantize(self.xs, **constants)
-            return self._masked(x, index), self.grid
+            return x, self.grid
         image = ops.depthwise_conv2d_quantize(
             self.xs.unflatten(1, self.grid), stride=conv.stride, **constants
         )

@@ -6,11 +6,11 @@ import torch
 from mambaquant_ext import Fidelity, recipe
 from mambaquant_ext.artifacts import NormKind
 from mambaquant_ext.calibrate import BlockRun, collect_ranges
-from mambaquant_ext.model import NormWeights
+from mambaquant_ext.model import NormWeights, block_forward
 from mambaquant_ext.pack import pack_block
 from mambaquant_ext.run import QuantMambaBlock
-from stages.models import REAL, mixer_weights
-from tolerances import INTEGER_EMULATED_SQNR_DB, sqnr_db
+from stages.models import REAL, many_parts, mixer_weights
+from tolerances import INTEGER_EMULATED_SQNR_DB, assert_equal, sqnr_db
 
 
 def tokens(hidden, generator, seqlen=6):
@@ -34,3 +34,25 @@ def test_a_norm_with_a_bias_is_the_norm_of_the_emulation(kind, generator):
     packed = packed_block(weights, x)
     integer, emulated = (QuantMambaBlock(packed, fidelity=fidelity)(x) for fidelity in Fidelity)
     assert sqnr_db(integer, emulated) >= INTEGER_EMULATED_SQNR_DB
+
+
+@pytest.mark.parametrize("fidelity", Fidelity)
+def test_a_sequence_without_the_place_of_the_class_token_is_refused(fidelity, generator):
+    weights = many_parts(generator)
+    block = QuantMambaBlock(packed_block(weights, tokens(16, generator)), fidelity=fidelity)
+    assert block(tokens(16, generator, seqlen=5)).shape == (3, 5, 16)
+    with pytest.raises(ValueError, match="expected a class token at 4, got 4 tokens"):
+        block(tokens(16, generator, seqlen=4))
+    with pytest.raises(ValueError, match="expected a class token at 4, got 4 tokens"):
+        block_forward(weights, tokens(16, generator, seqlen=4))
+
+
+@pytest.mark.parametrize("fidelity", Fidelity)
+def test_padding_is_refused_where_other_tokens_would_see_it(fidelity, generator):
+    x = tokens(16, generator)
+    block = QuantMambaBlock(packed_block(many_parts(generator), x), fidelity=fidelity)
+    mask = torch.ones(3, 6)
+    assert_equal(block(x, attention_mask=mask), block(x))
+    mask[1, 5] = 0
+    with pytest.raises(ValueError, match=r"expected no padding .* got attention_mask with 1 zero"):
+        block(x, attention_mask=mask)
