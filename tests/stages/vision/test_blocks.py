@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from mambaquant_ext import Fidelity, recipe
-from mambaquant_ext.artifacts import NormKind
+from mambaquant_ext.artifacts import BlockLayout, BranchLayout, ConvLayout, Merge, NormKind
 from mambaquant_ext.calibrate import BlockRun, collect_ranges
 from mambaquant_ext.model import NormWeights, block_forward
 from mambaquant_ext.pack import pack_block
 from mambaquant_ext.run import QuantMambaBlock
+from mambaquant_ext.run.mixers import check_runs_on_kernels
 from stages.models import REAL, many_parts, mixer_weights
 from tolerances import INTEGER_EMULATED_SQNR_DB, assert_equal, sqnr_db
 
@@ -56,3 +57,16 @@ def test_padding_is_refused_where_other_tokens_would_see_it(fidelity, generator)
     mask[1, 5] = 0
     with pytest.raises(ValueError, match=r"expected no padding .* got attention_mask with 1 zero"):
         block(x, attention_mask=mask)
+
+
+def test_a_stride_that_no_kernel_has_is_refused_at_once():
+    layout = BlockLayout(
+        hidden=8,
+        dim=8,
+        convs=(ConvLayout(kernel=(3, 3), stride=3),),
+        branches=(BranchLayout(dim=8, dstate=4, dt_rank=2),),
+        merge=Merge.NORMED_SUM,
+        out_norm=NormKind.LAYER,
+    )
+    with pytest.raises(ValueError, match=r"of stride 1 or 2, got 3; use Fidelity\.EMULATED"):
+        check_runs_on_kernels(layout)
