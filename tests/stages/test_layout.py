@@ -163,7 +163,7 @@ HEADS = BlockLayout(
     norm=NormKind.LAYER,
     norm_eps=1e-6,
     has_gate=False,
-    convs=(ConvLayout(kernel=(3, 5), stride=2), ConvLayout(kernel=(2,), along_route=False)),
+    convs=(ConvLayout(kernel=(3, 5)), ConvLayout(kernel=(2,), along_route=False)),
     branches=(
         BranchLayout(dim=4, dstate=4, dt_rank=2, first_channel=4),
         BranchLayout(dim=4, dstate=1, dt_rank=1, conv=1),
@@ -174,7 +174,6 @@ HEADS = BlockLayout(
         ScanRoute(TokenOrder("shuffle", (3,)), reverse=True, branch=1),
         ScanRoute(reverse=True, branch=2),
     ),
-    merge=Merge.NORMED_SUM,
     merge_threshold=0.5,
     out_norm=NormKind.RMS,
     out_norm_eps=1e-3,
@@ -186,9 +185,17 @@ HEADS = BlockLayout(
     quantize_readout=False,
     gate_bits=4,
 )
+COARSE = BlockLayout(
+    hidden=6,
+    dim=8,
+    convs=(ConvLayout(kernel=(3, 3), stride=2),),
+    branches=(BRANCH,),
+    merge=Merge.NORMED_SUM,
+    out_norm=NormKind.LAYER,
+)
 
 
-@pytest.mark.parametrize("layout", [PLAIN, HEADS], ids=["plain", "heads"])
+@pytest.mark.parametrize("layout", [PLAIN, HEADS, COARSE], ids=["plain", "heads", "coarse"])
 def test_a_layout_survives_json(layout):
     assert from_json(BlockLayout, as_json(layout), "layers[0]") == layout
 
@@ -318,6 +325,19 @@ UNFIT = {
         {"merge": Merge.GATED, "excite_dim": 2},
         "merge: expected another than gated",
     ),
+    "a normed sum of heads": (
+        {
+            "branches": (HALF, UPPER),
+            "routes": TWO_ROUTES,
+            "merge": Merge.NORMED_SUM,
+            "out_norm": NormKind.RMS,
+        },
+        "merge: expected another than normed_sum with heads",
+    ),
+    "a skip of a norm that is not there": (
+        {"norm": None, "skip": Skip.NORMALISED},
+        "skip: expected another than normalised without a norm",
+    ),
     "a branch without a route": ({"branches": (BRANCH, BRANCH)}, "routes: expected"),
 }
 
@@ -349,6 +369,8 @@ NOT_SEQUENTIAL = {
     "no convolution": {"convs": (), **with_branch(conv=None)},
     "a gated merge": {"merge": Merge.GATED},
     "an excitation": {"excite_dim": 2},
+    "a class token": {"class_token": 0},
+    "tokens as stored": {"convs": (ConvLayout(kernel=(4,), along_route=False),)},
 }
 
 

@@ -207,3 +207,26 @@ def test_an_order_is_made_once_a_grid():
     order = TokenOrder("axes", (1, 0))
     assert kernel_order(order, (5, 7), CPU) is kernel_order(order, (5, 7), CPU)
     assert kernel_order(order, (7, 5), CPU).tolist() != kernel_order(order, (5, 7), CPU).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("storage", (1,)), ("spiral", (1, 0)), ("shuffle", ()), ("shuffle", (1, 2))],
+)
+def test_another_number_of_arguments_is_refused_at_once(name, arguments):
+    with pytest.raises(ValueError, match=rf"expected those of order '{name}', got \("):
+        TokenOrder(name, arguments)
+
+
+@gridded
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_order_does_not_depend_on_the_device_in_use(name, grid):
+    for arguments in ARGUMENTS[name](grid):
+        order = TokenOrder(name, arguments)
+        indices, for_kernels = order.indices(grid), kernel_order(order, grid, CPU)
+        kernel_order.cache_clear()
+        with torch.device("meta"):
+            found, again = order.indices(grid), kernel_order(order, grid, CPU)
+        assert_equal(found, indices)
+        assert (again is None) == (for_kernels is None)
+        assert again is None or torch.equal(again, for_kernels)

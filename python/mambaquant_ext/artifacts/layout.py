@@ -215,6 +215,8 @@ class BlockLayout:
         _check(not unused, "routes", f"one for each of {len(self.branches)} branches", self.routes)
         self._check_heads()
         self._check_merge()
+        has_normed = self.norm is not None or self.skip is not Skip.NORMALISED
+        _check(has_normed, "skip", "another than normalised without a norm", self.skip.value)
         _check((self.class_token or 0) >= 0, "class_token", "at least 0", self.class_token)
         for name in ("weight_bits", "activation_bits", "gate_bits"):
             _check(2 <= getattr(self, name) <= 8, name, "2 to 8", getattr(self, name))
@@ -236,6 +238,13 @@ class BlockLayout:
         gated, varied = self.merge is Merge.GATED, self.merge is Merge.VARIATION
         # A gated merge takes results behind their gates: nothing can come between.
         is_last = not has_norm and width is None and len(heads) == 1
+        normed = self.merge is Merge.NORMED_SUM
+        _check(
+            len(heads) == 1 or not normed,
+            "merge",
+            "another than normed_sum with heads",
+            "normed_sum",
+        )
         _check(is_last or not gated, "merge", "another than gated with norms or heads", "gated")
         several = min(heads.values()) > 1
         _check(
@@ -271,8 +280,10 @@ class BlockLayout:
             and self.excite_dim is None
             and len(self.convs) == 1
             and self.convs[0].is_causal
+            and self.convs[0].along_route
             and self.branches[0].conv == 0
             and self.merge is Merge.SUM
+            and self.class_token is None
         )
 
     def expected(self) -> Expected:

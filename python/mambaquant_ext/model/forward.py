@@ -308,12 +308,15 @@ def mixer_forward(
         state: after the last token, of a sequential block; otherwise None.
 
     Raises:
-        ValueError: a state for a block that is not sequential, or a grid of another number of tokens.
+        ValueError: a state for a block that is not sequential, a grid of another number of tokens, or fewer tokens
+            than the class token's place needs.
     """
     seqlen = hidden_states.shape[1]
     grid = (seqlen,) if grid is None else grid
     if math.prod(grid) != seqlen:
         raise ValueError(f"expected a grid of {seqlen} tokens, got {grid}")
+    if weights.class_token is not None and weights.class_token >= seqlen:
+        raise ValueError(f"expected a class token at {weights.class_token}, got {seqlen} tokens")
     if state is not None and not weights.is_sequential:
         raise ValueError("expected no state for a block that walks several routes, got one")
     keep = None if mask is None else mask[..., None]

@@ -200,8 +200,10 @@ class MixerWeights:
             and self.excite is None
             and len(self.convs) == 1
             and self.convs[0].is_causal
+            and self.convs[0].along_route
             and self.branches[0].conv == 0
             and self.merge is Merge.SUM
+            and self.class_token is None
         )
 
     def replace(self, **changes: object) -> MixerWeights:

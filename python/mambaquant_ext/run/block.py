@@ -114,8 +114,8 @@ class QuantMambaBlock(FrozenModule):
             (batch, seqlen, hidden), float32.
 
         Raises:
-            ValueError: shapes that do not fit, such as those of a cache of another batch size or model, or a cache
-                for a block that walks several routes.
+            ValueError: shapes that do not fit, such as those of a cache of another batch size or model, fewer tokens
+                than the class token's place needs, or a cache or padding for a block that is not sequential.
             NotImplementedError: a cache that records the past.
         """
         if hidden_states.dim() != 3 or hidden_states.shape[2] != self.layout.hidden:
@@ -128,15 +128,12 @@ class QuantMambaBlock(FrozenModule):
             raise ValueError(
                 f"QuantMambaBlock: expected a grid of {hidden_states.shape[1]} tokens, got {grid}"
             )
-        mask = None
-        if attention_mask is not None:
-            if attention_mask.shape != hidden_states.shape[:2]:
-                raise ValueError(
-                    f"QuantMambaBlock: expected attention_mask of shape {tuple(hidden_states.shape[:2])}, "
-                    f"got {tuple(attention_mask.shape)}"
-                )
-            mask = attention_mask.bool()
-            mask = None if bool(mask.all()) else mask
+        class_token = self.layout.class_token
+        if class_token is not None and class_token >= hidden_states.shape[1]:
+            raise ValueError(
+                f"QuantMambaBlock: expected a class token at {class_token}, got {hidden_states.shape[1]} tokens"
+            )
+        mask = None if attention_mask is None else self._mask(attention_mask, hidden_states)
         state = None
         if cache_params is not None:
             if not self.layout.is_sequential:
@@ -149,3 +146,21 @@ class QuantMambaBlock(FrozenModule):
         if cache_params is not None and state is not None:
             write_cache(cache_params, self.layer_idx, state)
         return out
+
+    def _mask(self, attention_mask: Tensor, hidden_states: Tensor) -> Tensor | None:
+        """(batch, seqlen), bool, or None where nothing is padding."""
+        if attention_mask.shape != hidden_states.shape[:2]:
+            raise ValueError(
+                f"QuantMambaBlock: expected attention_mask of shape {tuple(hidden_states.shape[:2])}, "
+                f"got {tuple(attention_mask.shape)}"
+            )
+        mask = attention_mask.bool()
+        if bool(mask.all()):
+            return None
+        # Means over tokens, images, and states that come in from behind would all see the padding.
+        if not self.layout.is_sequential:
+            raise ValueError(
+                "QuantMambaBlock: expected no padding for a block that is not sequential, got attention_mask with "
+                f"{int((~mask).sum())} zero(s)"
+            )
+        return mask

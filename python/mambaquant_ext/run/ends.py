@@ -27,8 +27,12 @@ class BlockEntry:
         self.packed, self.layout = packed, packed.layout
         self.weight = _or_none(packed.norm_weight, 1.0)
         self.bias = _or_none(packed.norm_bias, 0.0)
-        # One kernel, unless something else reads what the norm gives, or a transform comes between.
-        self.is_fused = self.layout.skip is not Skip.NORMALISED and not self.layout.has_in_rotation
+        # One kernel, unless something else reads what the norm gives, or a transform comes between; the kernel of
+        # RMSNorm knows no bias.
+        has_rms_bias = self.layout.norm is NormKind.RMS and self.bias is not None
+        self.is_fused = not (
+            self.layout.skip is Skip.NORMALISED or self.layout.has_in_rotation or has_rms_bias
+        )
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """in_proj's input, and what out_proj's result is added to.

@@ -23,7 +23,8 @@ from mambaquant_ext.run.emulate import emulated_weights, rounding_tap, x_scale_o
 from mambaquant_ext.run.ends import BlockEntry, BlockExit
 from mambaquant_ext.run.modules import GemmWeight
 
-CONV_WIDTHS, IMAGE_KERNELS, MAX_DSTATE = (2, 3, 4), (1, 3, 5, 7), 256  # what the kernels take
+# What the kernels take.
+CONV_WIDTHS, IMAGE_KERNELS, IMAGE_STRIDES, MAX_DSTATE = (2, 3, 4), (1, 3, 5, 7), (1, 2), 256
 
 
 def check_runs_on_kernels(layout: BlockLayout) -> None:
@@ -37,6 +38,8 @@ def check_runs_on_kernels(layout: BlockLayout) -> None:
             what = f"a convolution of width 2, 3 or 4, got {conv.kernel[0]}"
         if not conv.is_causal and not set(conv.kernel) <= set(IMAGE_KERNELS):
             what = f"an image convolution of odd sizes 1 to 7, got {conv.kernel}"
+        if conv.stride not in IMAGE_STRIDES:
+            what = f"an image convolution of stride 1 or 2, got {conv.stride}"
     for branch in layout.branches:
         if branch.dstate > MAX_DSTATE:
             what = f"a dstate of at most {MAX_DSTATE}, got {branch.dstate}"
@@ -312,7 +315,7 @@ class _Walker:
         conv, constants = self.mixer.layout.convs[index], self.mixer.convs[index]
         if conv.is_causal:
             x, _ = ops.causal_conv1d_quantize(self.xs, **constants)
-            return self._masked(x, index), self.grid
+            return x, self.grid
         image = ops.depthwise_conv2d_quantize(
             self.xs.unflatten(1, self.grid), stride=conv.stride, **constants
         )
