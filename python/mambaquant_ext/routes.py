@@ -71,7 +71,7 @@ def shuffle_order(grid: Grid, seed: int) -> Tensor:
     """
     generator = random.Random(seed)
     keys = [generator.random() for _ in range(math.prod(grid))]
-    return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), device="cpu")
+    return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
 
 
 def _image_order(name: str, order: Callable[[int, int], Tensor]) -> None:
@@ -124,16 +124,17 @@ class TokenOrder:
             grid: sizes of the axes.
 
         Returns:
-            (tokens,), int64.
+            (tokens,), int64, on the CPU.
 
         Raises:
             ValueError: an order that does not fit the grid, or a registered function that gives no permutation.
         """
-        indices = _ORDERS[self.name](grid, *self.arguments).long()
         tokens = math.prod(grid)
-        if indices.shape != (tokens,) or not torch.equal(
-            indices.sort().values, torch.arange(tokens)
-        ):
+        # Whatever torch's default device: values are looked at here, which must not wait for a GPU.
+        with torch.device("cpu"):
+            indices = _ORDERS[self.name](grid, *self.arguments).long()
+            stored = torch.arange(tokens)
+        if indices.shape != (tokens,) or not torch.equal(indices.sort().values, stored):
             raise ValueError(
                 f"order {self.name!r}: expected a permutation of {tokens} tokens of grid {grid}, "
                 f"got {tuple(indices.shape)} {indices.dtype}"
@@ -169,7 +170,7 @@ class ScanRoute:
             grid: sizes of the axes.
 
         Returns:
-            (tokens,), int64.
+            (tokens,), int64, on the CPU.
 
         Raises:
             ValueError: an order that does not fit the grid.
@@ -194,6 +195,6 @@ def kernel_order(order: TokenOrder, grid: Grid, device: torch.device) -> Tensor 
         ValueError: an order that does not fit the grid.
     """
     indices = order.indices(grid)
-    if torch.equal(indices, torch.arange(len(indices))):
+    if torch.equal(indices, torch.arange(len(indices), device=indices.device)):
         return None
     return indices.to(device, torch.int32)
