@@ -6,6 +6,7 @@ do. So tokens stay where they are, row-major over their grid, and a route says i
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 from collections.abc import Callable
@@ -71,7 +72,7 @@ def shuffle_order(grid: Grid, seed: int) -> Tensor:
     """
     generator = random.Random(seed)
     keys = [generator.random() for _ in range(math.prod(grid))]
-    return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
+    return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), device="cpu")
 
 
 def _image_order(name: str, order: Callable[[int, int], Tensor]) -> None:
@@ -106,16 +107,23 @@ class TokenOrder:
     arguments: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Checks the name.
+        """Checks the name and the number of arguments.
 
         Raises:
-            ValueError: no order of that name is registered.
+            ValueError: no order of that name is registered, or it takes another number of arguments.
         """
         if self.name not in _ORDERS:
             raise ValueError(
                 f"TokenOrder.name: expected one of {', '.join(sorted(_ORDERS))}, got {self.name!r}; "
                 "register_order adds one"
             )
+        signature = inspect.signature(_ORDERS[self.name])
+        try:
+            signature.bind((), *self.arguments)
+        except TypeError as error:
+            raise ValueError(
+                f"TokenOrder.arguments: expected those of order {self.name!r}, got {self.arguments!r} ({error})"
+            ) from None
 
     def indices(self, grid: Grid) -> Tensor:
         """Row-major index of the token of each step.
@@ -130,11 +138,10 @@ class TokenOrder:
             ValueError: an order that does not fit the grid, or a registered function that gives no permutation.
         """
         tokens = math.prod(grid)
-        # Whatever torch's default device: values are looked at here, which must not wait for a GPU.
-        with torch.device("cpu"):
+        with torch.device("cpu"):  # whatever device the caller makes tensors on
             indices = _ORDERS[self.name](grid, *self.arguments).long()
-            stored = torch.arange(tokens)
-        if indices.shape != (tokens,) or not torch.equal(indices.sort().values, stored):
+            every = torch.arange(tokens)
+        if indices.shape != (tokens,) or not torch.equal(indices.sort().values, every):
             raise ValueError(
                 f"order {self.name!r}: expected a permutation of {tokens} tokens of grid {grid}, "
                 f"got {tuple(indices.shape)} {indices.dtype}"
@@ -170,7 +177,7 @@ class ScanRoute:
             grid: sizes of the axes.
 
         Returns:
-            (tokens,), int64, on the CPU.
+            (tokens,), int64.
 
         Raises:
             ValueError: an order that does not fit the grid.
@@ -195,6 +202,6 @@ def kernel_order(order: TokenOrder, grid: Grid, device: torch.device) -> Tensor 
         ValueError: an order that does not fit the grid.
     """
     indices = order.indices(grid)
-    if torch.equal(indices, torch.arange(len(indices), device=indices.device)):
+    if torch.equal(indices, torch.arange(len(indices), device="cpu")):
         return None
     return indices.to(device, torch.int32)
