@@ -21,7 +21,7 @@ from mambaquant_ext.artifacts import (
 )
 from mambaquant_ext.artifacts.files import METADATA_FILE, TENSORS_FILE, read_json
 from mambaquant_ext.config import Fidelity, Rotation
-from mambaquant_ext.model.adapters import adapter
+from mambaquant_ext.model.adapters import adapter, adapter_names
 from mambaquant_ext.model.checkpoint import empty_model, skeleton
 from mambaquant_ext.model.hf import import_transformers, refusals_as
 from mambaquant_ext.pipeline import LANGUAGE_MODEL
@@ -101,19 +101,42 @@ def load(
     """
     folder = Path(folder)
     packed = load_packed(folder, verify)
+    if packed.head is None:
+        _check_names(packed, folder / METADATA_FILE)
     if model is None:
         model = _built(folder, packed) if packed.head is None else _skeleton(folder, packed)
     swap_(model, packed, fidelity)
-    _check_whole(model, folder)
+    _check_whole(model, packed, folder)
     return model
 
 
-def _check_whole(model: nn.Module, folder: Path) -> None:
-    """No tensor of a model that was built empty has been left so."""
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    for name, tensor in tensors:
+def _check_names(packed: PackedModel, where: Path) -> None:
+    """The adapter is known, and the int8 layer is the one that it names."""
+    if packed.adapter not in adapter_names():
+        raise CheckpointError(
+            f"{where}: adapter: expected one of {', '.join(adapter_names())}, got {packed.adapter!r}; "
+            "register_adapter makes another one known"
+        )
+    head = adapter(packed.adapter).head
+    if packed.linear_name not in (None, head):
+        raise CheckpointError(
+            f"{where}: linear: expected null or {head!r}, got {packed.linear_name!r}"
+        )
+
+
+def _check_whole(model: nn.Module, packed: PackedModel, folder: Path) -> None:
+    """No tensor around the blocks has been left as it was, with values that the checkpoint does not know."""
+    where = folder / TENSORS_FILE
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
-            raise CheckpointError(f"{folder / TENSORS_FILE}: surroundings.{name}: missing")
+            raise CheckpointError(f"{where}: surroundings.{name}: missing")
+    if packed.head is not None:
+        return
+    quantized = [f"{name}.block." for name in packed.names]
+    quantized += [] if packed.linear_name is None else [f"{packed.linear_name}."]
+    for name in model.state_dict():
+        if name not in packed.surroundings and not name.startswith(tuple(quantized)):
+            raise CheckpointError(f"{where}: surroundings.{name}: missing")
 
 
 def _built(folder: Path, packed: PackedModel) -> nn.Module:
@@ -123,7 +146,9 @@ def _built(folder: Path, packed: PackedModel) -> nn.Module:
     values.pop("quantization_config", None)
     try:
         return empty_model(adapter(packed.adapter), values)
-    except ValueError as error:
+    except NotImplementedError:
+        raise
+    except (ValueError, TypeError, RuntimeError) as error:  # torch's, of sizes that no tensor has
         raise CheckpointError(f"{path}: {error}") from None
 
 

@@ -110,7 +110,7 @@ def load_packed(folder: Path, verify: bool = True) -> PackedModel:
     blocks = tuple(_block(tensors, index, layout, folder) for index, layout in enumerate(layouts))
     head = _head(tensors, layouts[0].hidden, folder) if has_head else None
     linear = None if linear_name is None else _linear(tensors, folder)
-    surroundings = {} if has_head else _surroundings(tensors, folder)
+    surroundings = {} if has_head else _surroundings(tensors)
     if tensors:
         raise CheckpointError(f"{folder / TENSORS_FILE}: unknown tensor {min(tensors)}")
     return PackedModel(
@@ -313,16 +313,11 @@ def _linear(tensors: dict[str, Tensor], folder: Path) -> PackedLinear:
     )
 
 
-def _surroundings(tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """Whatever stands around the blocks: the model that takes it in knows the shapes."""
+def _surroundings(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Whatever stands around the blocks: the model knows the shapes, and no kernel relies on values."""
     prefix = "surroundings."
     names = [name for name in tensors if name.startswith(prefix)]
-    return {
-        name.removeprefix(prefix): _take(
-            tensors, name, tuple(tensors[name].shape), (tensors[name].dtype,), folder
-        )
-        for name in names
-    }
+    return {name.removeprefix(prefix): tensors.pop(name) for name in names}
 
 
 def _head(tensors: dict[str, Tensor], hidden: int, folder: Path) -> PackedHead:

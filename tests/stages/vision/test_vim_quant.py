@@ -1,12 +1,15 @@
 """A quantized Vim: every type of its blocks, both norms, all places of the class token."""
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from mambaquant_ext import CheckpointError, Fidelity, load, recipe, save
+from mambaquant_ext.artifacts import load_packed, save_packed
 from mambaquant_ext.calibrate import collect_moments
 from mambaquant_ext.images import load_images, normalise
 from mambaquant_ext.model.adapters import adapter_for
@@ -162,8 +165,59 @@ def test_a_checkpoint_without_one_of_the_surrounding_tensors_is_refused(tmp_path
     _, packed = quantizing.quantized(model, batches())
     short = {name: t for name, t in packed.surroundings.items() if name != "pos_embed"}
     save(dataclasses.replace(packed, surroundings=short), model.config, tmp_path)
-    with pytest.raises(CheckpointError, match=r"surroundings\.pos_embed: missing"):
-        load(tmp_path)
+    for given in (None, model):
+        with pytest.raises(CheckpointError, match=r"surroundings\.pos_embed: missing"):
+            load(tmp_path, model=given)
+
+
+def spoiled(folder, **changes):
+    path = folder / "mambaquant.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    model = model_of("v2")
+    _, packed = quantizing.quantized(model, batches())
+    save(packed, model.config, folder)
+    return folder
+
+
+@pytest.mark.parametrize("gives_model", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"adapter": "nobody"},
+            r"mambaquant\.json: adapter: expected one of .*vim.*, got 'nobody'",
+        ),
+        ({"linear": "a.b"}, r"mambaquant\.json: linear: expected null or 'head', got 'a\.b'"),
+        ({"linear": "patch_embed.proj"}, "linear: expected null or 'head', got 'patch_embed.proj'"),
+    ],
+)
+def test_a_name_that_no_adapter_gives_is_refused(changes, message, gives_model, saved, tmp_path):
+    folder = Path(shutil.copytree(saved, tmp_path / "copy"))
+    spoiled(folder, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        load(folder, model=model_of("v2") if gives_model else None)
+
+
+def test_sizes_that_no_tensor_has_are_refused(saved, tmp_path):
+    folder = Path(shutil.copytree(saved, tmp_path / "copy"))
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"expand": 10**30}))
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load(folder)
+
+
+def test_a_surrounding_tensor_may_have_any_values(saved, tmp_path):
+    """Those of a mask, or of a factor called scale: no kernel reads them."""
+    packed = load_packed(saved)
+    odd = torch.tensor([-1.0, 0.0, -torch.inf])
+    surroundings = {**packed.surroundings, "layer_scale": odd, "bias_scale": odd.to(torch.int8)}
+    save_packed(dataclasses.replace(packed, surroundings=surroundings), tmp_path)
+    assert_equal(load_packed(tmp_path).surroundings["layer_scale"], odd)
 
 
 @pytest.fixture(scope="module")
