@@ -30,7 +30,7 @@ PACKAGE_SOURCES := CMakeLists.txt pyproject.toml LICENSE NOTICE README.md $(shel
 # One test process per core, each with one thread, is quicker than the reverse.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help demo ablation test test-cpu test-slow lint format bench sanitize docs clean
+.PHONY: help demo ablation vision test test-cpu test-slow lint format bench sanitize docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -41,6 +41,10 @@ demo: $(STAMP_PACKAGE) ## quantize the small model, generate text, compare speed
 ablation: $(STAMP_PACKAGE) ## what each part of the method is worth, at 8, 6 and 4 bits (about ten minutes)
 	@mkdir -p bench-output
 	$(RUN) -m bench.ablation --json bench-output/ablation.json
+
+vision: $(STAMP_PACKAGE) ## the small vision model quantized in every way: accuracy, agreement, speed (about twenty minutes)
+	@mkdir -p bench-output
+	$(RUN) -m bench.vision --json bench-output/vision.json
 
 test: lint sanitize test-cpu test-cuda ## all that runs without a GPU: lint, sanitizers, CPU tests, the CUDA backend
 
