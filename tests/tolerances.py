@@ -143,7 +143,11 @@ MODEL_SQNR_DB = {
     "mamba-nd encoder": 30.6,  # 33.6
     "mamba-nd hw_t": 30.7,  # 33.7
     "mamba-nd h_w_t": 30.8,  # 33.8
-    "rsmamba": 21.4,  # 24.4 to 35.2, by path type
+    "rsmamba forward": 21.4,  # 24.4
+    "rsmamba forward_reverse_mean": 22.9,  # 25.9
+    "rsmamba forward_reverse_gate": 32.2,  # 35.2
+    "rsmamba forward_reverse_shuffle_mean": 23.9,  # 26.9
+    "rsmamba forward_reverse_shuffle_gate": 25.0,  # 28.0
     # and of 16 images, calibrated on 32.
     "vim v2": 25.6,  # 28.6
     "vim v2 sum": 21.7,  # 24.7

@@ -108,7 +108,7 @@ def test_layers_and_head_are_swapped_and_nothing_else(path_type):
 @path_types
 def test_integers_are_their_emulation_and_close_to_float(path_type):
     found = assert_integer_equals_emulated(model(path_type), batches(), unseen(12))
-    assert found >= MODEL_SQNR_DB["rsmamba"]
+    assert found >= MODEL_SQNR_DB[f"rsmamba {path_type.value}"]
 
 
 @path_types
