@@ -53,10 +53,10 @@ def uneven_model(model_class: Callable[[Any], nn.Module], config: Any, seed: int
     return model.requires_grad_(False).eval()
 
 
-def random_batches(shape: Sequence[int], count: int = 2, seed: int = 3) -> list[Tensor]:
+def random_batches(shape: Sequence[int], count: int = 2, seed: int = 3) -> tuple[Tensor, ...]:
     """Normal float32 tensors."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(*shape, generator=generator) for _ in range(count)]
+    return tuple(torch.randn(*shape, generator=generator) for _ in range(count))
 
 
 def outputs(model: nn.Module, batch: Tensor) -> list[Tensor]:

@@ -1,38 +1,32 @@
 """What the tests of quantized vision models share.
 
-Each check takes a float32 model that an adapter knows, and batches that the model takes as its one argument.
+Each check takes a float32 model that an adapter knows, and batches that the model takes as its one argument. What is
+computed of them is kept, by their identity: no test may change a model or a batch that it has passed here.
 """
 
 import copy
+from functools import cache
 
 import torch
-from bench.small_models import (
-    error_of,
-    exact,
-    flat,
-    outputs,
-    preserved,
-    quantized,
-    random_batches,
-    transformed,
-    uneven_model,
-)
+from bench.small_models import flat, outputs, random_batches, uneven_model
 
-from mambaquant_ext import Fidelity, Rotation, load, recipe, save
+from mambaquant_ext import Fidelity, Rotation, load, quantize_, recipe, save
+from mambaquant_ext.calibrate import collect_moments
 from mambaquant_ext.config import PRESETS
 from mambaquant_ext.model.adapters import adapter_for
 from mambaquant_ext.model.sites import FloatBlock
+from mambaquant_ext.pipeline import ModuleSource
 from mambaquant_ext.run.modules import QuantLinear
-from mambaquant_ext.run.swap import QuantCalledBlock
+from mambaquant_ext.run.swap import QuantCalledBlock, swap_
+from mambaquant_ext.transform import needs_folded_norms
 from tolerances import MODEL_SQNR_DB, assert_equal, assert_relative, sqnr_db
 
-__all__ = [  # what the tests take from here though it is made in bench, too
-    "error_of",
-    "preserved",
+__all__ = [
+    "flat",
+    "outputs",
     "random_batches",
-    "transformed",
     "uneven_model",
-]
+]  # made in bench, which measures such models, too
 
 PLAIN = recipe("rtn")
 # All presets, and each transform alone.
@@ -57,6 +51,22 @@ RECIPES = {
 }
 
 
+@cache
+def exact(model):
+    """A float64 copy, with the float32 values of -exp(A_log) that the weights of its blocks have."""
+    copied = copy.deepcopy(model).double()
+    for name, parameter in copied.named_parameters():
+        if "A_" in name.rpartition(".")[2]:
+            parameter.copy_(parameter.float().exp().double().log())
+    return copied
+
+
+@cache
+def _exact_outputs(model, batch):
+    """What the float64 model returns."""
+    return tuple(outputs(exact(model), batch.double()))
+
+
 def assert_stand_ins_equal(model, batch):
     """The model with float blocks that the adapter describes is the model."""
     sites = adapter_for(model).sites(model)
@@ -65,10 +75,48 @@ def assert_stand_ins_equal(model, batch):
         block = FloatBlock(site.weights().to(torch.float64), site.contract)
         site.replace_in(described, block)
     assert len(sites) == sum(isinstance(module, FloatBlock) for module in described.modules())
-    batch = batch.double()
-    found, wanted = outputs(described, batch), outputs(exact(model), batch)
+    found, wanted = outputs(described, batch.double()), _exact_outputs(model, batch)
     for actual, expected in zip(found, wanted, strict=True):
         assert_relative(actual, expected)
+
+
+@cache
+def _moments(model, batches, is_folded):
+    """Of the model with its norms folded or as it is; a recipe has no other influence on them."""
+    folding = next(r for r in PRESETS.values() if needs_folded_norms(r) == is_folded)
+    return collect_moments(ModuleSource(model).folded_run(folding), batches)
+
+
+def transformed(model, batches, recipe):
+    """The equivalent model that the recipe's transforms make, as a float64 ModuleRun, and the moments it is made of."""
+    moments = _moments(model, tuple(batches), needs_folded_norms(recipe))
+    return ModuleSource(model).transformed_run(moments, recipe, torch.float64), moments
+
+
+def error_of(actual_model, expected_model, batch):
+    """max |actual - exact(expected)| / max |exact(expected)|, the first model being float64."""
+    actual = flat(outputs(actual_model, batch.double()))
+    expected = flat(_exact_outputs(expected_model, batch))
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+def preserved(model, batches, recipe):
+    """Relative error that the recipe's transforms make in float64, on the first of the batches that they come from."""
+    run, _ = transformed(model, batches, recipe)
+    return error_of(run.model, model, batches[0])
+
+
+@cache
+def _packed(model, batches, recipe):
+    return quantize_(copy.deepcopy(model), batches, recipe)
+
+
+def quantized(model, batches, recipe=PRESETS["w8a8"], fidelity=Fidelity.INTEGER):
+    """A quantized copy, and the packed model in it, which all copies share."""
+    packed = _packed(model, tuple(batches), recipe)
+    model = copy.deepcopy(model)
+    swap_(model, packed, fidelity)
+    return model, packed
 
 
 def assert_swaps_exactly(model, batches, names, head=None):
@@ -90,7 +138,8 @@ def assert_swaps_exactly(model, batches, names, head=None):
         return bool(parents & keeps) or not parents & replaced
 
     # Without a rotation nothing around the blocks has another value.
-    found, packed = quantized(model, batches, PLAIN)
+    found = copy.deepcopy(model)
+    packed = quantize_(found, batches, PLAIN)
     assert (list(packed.names), packed.linear_name) == (names, head)
     modules, tensors = dict(found.named_modules()), found.state_dict()
     for name, module in model.named_modules():

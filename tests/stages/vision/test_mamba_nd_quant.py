@@ -21,7 +21,6 @@ from stages.vision.quantizing import (
     assert_survives_saving,
     assert_swaps_exactly,
     error_of,
-    exact,
     preserved,
     quantized,
     random_batches,
@@ -72,6 +71,7 @@ def batches(name):
     return random_batches((4, 2, *CONFIGS[name].input_size), 3)
 
 
+@cache
 def unseen(name, count=3):
     return random_batches((count, 2, *CONFIGS[name].input_size), 1, seed=9)[0]
 
@@ -126,7 +126,7 @@ def test_a_skip_that_is_not_centred_is_another_function(name):
         assert isinstance(block, FloatBlock)
         gamma = model(name).backbone.layers[index].norm.weight.double()
         block.weights = block.weights.replace(skip_weight=matrix.T @ torch.diag(gamma) @ matrix)
-    expected, batch = exact(model(name)), batches(name)[0]
+    expected, batch = model(name), batches(name)[0]
     assert error_of(run.model, expected, batch) <= RELATIVE_ERROR[torch.float64]
     assert error_of(changed, expected, batch) > 1e-3
 
@@ -175,7 +175,7 @@ def test_the_merging_is_called_where_it_was():
 
 @names
 def test_integers_are_their_emulation_and_close_to_float(name):
-    found = assert_integer_equals_emulated(model(name), batches(name), unseen(name, 32))
+    found = assert_integer_equals_emulated(model(name), batches(name), unseen(name, 12))
     assert found >= MODEL_SQNR_DB[f"mamba-nd {name}"]
 
 
@@ -185,7 +185,13 @@ def test_a_saved_model_is_the_model(name, tmp_path):
 
 
 @names
-def test_a_sample_does_not_depend_on_its_batch(name, isa):
+def test_a_sample_does_not_depend_on_its_batch(name):
+    found, _ = quantized(model(name), batches(name))
+    assert_rows_stand_alone(found, unseen(name))
+
+
+@pytest.mark.parametrize("name", ["image", "encoder"])
+def test_a_sample_does_not_depend_on_its_batch_on_any_isa(name, isa):
     found, _ = quantized(model(name), batches(name))
     assert_rows_stand_alone(found, unseen(name))
 

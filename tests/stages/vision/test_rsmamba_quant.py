@@ -44,6 +44,7 @@ def batches():
     return random_batches((4, 3, 12, 12), 3)
 
 
+@cache
 def unseen(count=3):
     return random_batches((count, 3, 12, 12), 1, seed=9)[0]
 
@@ -106,8 +107,8 @@ def test_layers_and_head_are_swapped_and_nothing_else(path_type):
 
 @path_types
 def test_integers_are_their_emulation_and_close_to_float(path_type):
-    found = assert_integer_equals_emulated(model(path_type), batches(), unseen(32))
-    assert found >= MODEL_SQNR_DB["rsmamba"]
+    found = assert_integer_equals_emulated(model(path_type), batches(), unseen(12))
+    assert found >= MODEL_SQNR_DB[f"rsmamba {path_type.value}"]
 
 
 @path_types
@@ -116,7 +117,13 @@ def test_a_saved_model_is_the_model(path_type, tmp_path):
 
 
 @path_types
-def test_a_sample_does_not_depend_on_its_batch(path_type, isa):
+def test_a_sample_does_not_depend_on_its_batch(path_type):
+    found, _ = quantized(model(path_type), batches())
+    assert_rows_stand_alone(found, unseen())
+
+
+@pytest.mark.parametrize("path_type", [PathType.SHUFFLE_MEAN, PathType.SHUFFLE_GATE])
+def test_a_sample_does_not_depend_on_its_batch_on_any_isa(path_type, isa):
     found, _ = quantized(model(path_type), batches())
     assert_rows_stand_alone(found, unseen())
 

@@ -23,11 +23,16 @@ from mambaquant_ext.model.adapters.registry import (
 from mambaquant_ext.model.adapters.rsmamba import RSMambaAdapter
 from mambaquant_ext.model.adapters.vim import VimAdapter
 from mambaquant_ext.model.adapters.vmamba import VMambaAdapter
+from mambaquant_ext.model.sites import ChannelsFirst, ChannelsLast, ResidualPair, TokenSequence
 
 __all__ = [
     "Adapter",
     "BlockKind",
+    "ChannelsFirst",
+    "ChannelsLast",
     "KindsAdapter",
+    "ResidualPair",
+    "TokenSequence",
     "adapter",
     "adapter_for",
     "adapter_names",
