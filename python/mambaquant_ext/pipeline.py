@@ -225,7 +225,7 @@ class ModuleSource:
         """R1 of every block; what surrounds the blocks, float64, is rotated in place where the stream is."""
         if recipe.residual_rotation is Rotation.NONE:
             return [StreamRotation()] * len(self.sites)
-        if not self.adapter.rotates_stream(surroundings):
+        if not self.adapter.rotates_stream(surroundings, recipe.residual_rotation):
             return [StreamRotation(is_local=True)] * len(self.sites)
         matrix = stream_rotation(moments, recipe)
         assert matrix is not None
