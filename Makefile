@@ -80,8 +80,9 @@ sanitize: $(STAMP_TOOLS) ## C++ tests of the kernels under AddressSanitizer and 
 
 include cuda.mk
 
-docs: $(STAMP_PACKAGE) ## rewrite docs/ops.md from the schema and the docstrings
+docs: $(STAMP_PACKAGE) ## rewrite docs/ops.md, and what is generated of docs/vision.md
 	$(RUN) scripts/gen_docs.py
+	$(RUN) -m scripts.gen_vision
 
 include gpu.mk
 

@@ -52,6 +52,20 @@ def test_an_order_is_a_permutation_of_the_tokens(name, grid):
         assert_equal(indices.sort().values, torch.arange(math.prod(grid)))
 
 
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_order_is_the_same_whatever_the_default_device(name):
+    grid = (3, 4)
+    order = TokenOrder(name, ARGUMENTS[name](grid)[-1])
+    expected, for_kernels = order.indices(grid), kernel_order(order, grid, CPU)
+    kernel_order.cache_clear()
+    with torch.device("meta"):
+        indices, again = order.indices(grid), kernel_order(order, grid, CPU)
+    assert_equal(indices, expected)
+    assert (again is None) == (for_kernels is None)
+    if again is not None:
+        assert_equal(again, for_kernels)
+
+
 def test_storage_is_row_by_row():
     assert_equal(TokenOrder().indices((2, 3)), torch.arange(6))
     assert TokenOrder() == TokenOrder("storage")

@@ -6,16 +6,33 @@ Each check takes a float32 model that an adapter knows, and batches that the mod
 import copy
 
 import torch
+from bench.small_models import (
+    error_of,
+    exact,
+    flat,
+    outputs,
+    preserved,
+    quantized,
+    random_batches,
+    transformed,
+    uneven_model,
+)
 
-from mambaquant_ext import Fidelity, Rotation, load, quantize_, recipe, save
-from mambaquant_ext.calibrate import collect_moments
+from mambaquant_ext import Fidelity, Rotation, load, recipe, save
 from mambaquant_ext.config import PRESETS
 from mambaquant_ext.model.adapters import adapter_for
 from mambaquant_ext.model.sites import FloatBlock
-from mambaquant_ext.pipeline import ModuleSource
 from mambaquant_ext.run.modules import QuantLinear
 from mambaquant_ext.run.swap import QuantCalledBlock
 from tolerances import MODEL_SQNR_DB, assert_equal, assert_relative, sqnr_db
+
+__all__ = [  # what the tests take from here though it is made in bench, too
+    "error_of",
+    "preserved",
+    "random_batches",
+    "transformed",
+    "uneven_model",
+]
 
 PLAIN = recipe("rtn")
 # All presets, and each transform alone.
@@ -40,69 +57,6 @@ RECIPES = {
 }
 
 
-def uneven_model(model_class, config, seed=1):
-    """A float32 model in eval mode with weights of sensible size, log-normal channels, and no bias of zero."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = model_class(config)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator)
-
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            leaf = name.rpartition(".")[2]
-            shape = parameter.shape
-            if "A_" in leaf:
-                parameter.add_(0.2 * normal(*shape))
-            elif leaf in ("D", "D_b", "Ds"):
-                parameter.mul_(torch.exp(0.5 * normal(*shape)))
-            elif "dt_proj" in name and "bias" in leaf:
-                parameter.add_(0.2 * normal(*shape))
-            elif "weight" not in leaf:
-                # Biases, positions and class tokens.
-                parameter.copy_((0.2 if "bias" in leaf else 1.0) * normal(*shape))
-            elif parameter.dim() == 1:
-                parameter.copy_(torch.exp(0.4 * normal(*shape)))
-            else:
-                # Weights that are stacked over branches have the name of a parameter, not of a module.
-                stacked = int(leaf != "weight")
-                rows = shape[: 1 + stacked] + (1,) * (parameter.dim() - 1 - stacked)
-                fan_in = shape[1 + stacked :].numel()
-                parameter.copy_(
-                    0.8 * fan_in**-0.5 * normal(*shape) * torch.exp(0.4 * normal(*rows))
-                )
-    return model.requires_grad_(False).eval()
-
-
-def random_batches(shape, count=2, seed=3):
-    """Normal float32 tensors."""
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(*shape, generator=generator) for _ in range(count)]
-
-
-def outputs(model, batch):
-    """What a model returns, as a list of tensors."""
-    with torch.no_grad():
-        found = model(batch)
-    return [found] if isinstance(found, torch.Tensor) else list(found)
-
-
-def flat(tensors):
-    """(values,): all values of some tensors."""
-    return torch.cat([tensor.flatten() for tensor in tensors])
-
-
-def exact(model):
-    """A float64 copy, with the float32 values of -exp(A_log) that the weights of its blocks have."""
-    copied = copy.deepcopy(model).double()
-    for name, parameter in copied.named_parameters():
-        if "A_" in name.rpartition(".")[2]:
-            parameter.copy_(parameter.float().exp().double().log())
-    return copied
-
-
 def assert_stand_ins_equal(model, batch):
     """The model with float blocks that the adapter describes is the model."""
     sites = adapter_for(model).sites(model)
@@ -115,34 +69,6 @@ def assert_stand_ins_equal(model, batch):
     found, wanted = outputs(described, batch), outputs(exact(model), batch)
     for actual, expected in zip(found, wanted, strict=True):
         assert_relative(actual, expected)
-
-
-def transformed(model, batches, recipe):
-    """The equivalent model that the recipe's transforms make, as a float64 ModuleRun, and the moments it is made of."""
-    source = ModuleSource(model)
-    moments = collect_moments(source.folded_run(recipe), batches)
-    return source.transformed_run(moments, recipe, torch.float64), moments
-
-
-def error_of(actual_model, expected_model, batch):
-    """max |actual - expected| / max |expected| in float64."""
-    batch = batch.double()
-    actual, expected = flat(outputs(actual_model, batch)), flat(outputs(expected_model, batch))
-    return float((actual - expected).abs().max() / expected.abs().max())
-
-
-def preserved(model, batches, recipe):
-    """Largest relative error that the recipe's transforms make in float64, over the batches."""
-    run, _ = transformed(model, batches, recipe)
-    float64 = exact(model)
-    return max(error_of(run.model, float64, batch) for batch in batches)
-
-
-def quantized(model, batches, recipe=PRESETS["w8a8"], fidelity=Fidelity.INTEGER):
-    """A quantized copy, and the packed model in it."""
-    model = copy.deepcopy(model)
-    packed = quantize_(model, batches, recipe, fidelity)
-    return model, packed
 
 
 def assert_swaps_exactly(model, batches, names, head=None):
