@@ -175,14 +175,15 @@ class ModuleSource:
         """Finds the blocks.
 
         Args:
-            model: float, on the CPU; it is left alone.
+            model: float32 or float64, on the CPU; it is left alone.
 
         Raises:
-            TypeError: a model that no adapter knows, or a block of another kind.
+            TypeError: a model that no adapter knows, of another dtype, or a block of another kind.
             ValueError: no blocks, or one that is not supported; names it.
         """
         self.model = model
         self.adapter = adapter_for(model)
+        _check_dtype(model)
         self.sites = self.adapter.sites(model)
         if not self.sites:
             raise ValueError(f"quantize: expected Mamba blocks in {type(model).__name__}, got none")
@@ -199,7 +200,8 @@ class ModuleSource:
 
     def folded_run(self, recipe: Recipe) -> ModuleRun:
         """See Source."""
-        return ModuleRun(self.model, self.sites, folded(self.layers, recipe), None)
+        model = copy.deepcopy(self.model)
+        return ModuleRun(model, self.sites, folded(self.layers, recipe), None)
 
     def transformed_run(
         self, moments: MomentStats, recipe: Recipe, dtype: torch.dtype = torch.float32
@@ -225,7 +227,7 @@ class ModuleSource:
         """R1 of every block; what surrounds the blocks, float64, is rotated in place where the stream is."""
         if recipe.residual_rotation is Rotation.NONE:
             return [StreamRotation()] * len(self.sites)
-        if not self.adapter.rotates_stream(surroundings):
+        if not self.adapter.rotates_stream(surroundings, recipe.residual_rotation):
             return [StreamRotation(is_local=True)] * len(self.sites)
         matrix = stream_rotation(moments, recipe)
         assert matrix is not None
@@ -257,6 +259,15 @@ class ModuleSource:
             recipe=recipe,
             provenance=provenance,
         )
+
+
+def _check_dtype(model: nn.Module) -> None:
+    """Calibration runs the model, and what surrounds its blocks becomes float32: batches have to fit both."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            raise TypeError(
+                f"quantize: {name}: expected float32, got {parameter.dtype}; call model.float() before"
+            )
 
 
 def _read(site: BlockSite) -> MixerWeights:

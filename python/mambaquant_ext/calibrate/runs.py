@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -124,7 +123,7 @@ class _Identity:
 
 
 class ModuleRun:
-    """Any module: a copy of it whose Mamba blocks are float stand-ins."""
+    """Any module, its Mamba blocks replaced by float stand-ins."""
 
     def __init__(
         self,
@@ -133,10 +132,10 @@ class ModuleRun:
         layers: Sequence[MixerWeights],
         head: str | None,
     ) -> None:
-        """Copies.
+        """Puts the stand-ins into the model.
 
         Args:
-            model: float; it is left alone.
+            model: float; changed in place, a copy of the user's.
             sites: of its blocks.
             layers: weights of the stand-ins, one a site.
             head: name of the linear layer whose input head_tap sees, or None.
@@ -145,7 +144,7 @@ class ModuleRun:
         self._blocks = [
             FloatBlock(layer, site.contract) for layer, site in zip(layers, sites, strict=True)
         ]
-        self.model = copy.deepcopy(model).eval()
+        self.model = model.eval()
         for site, block in zip(sites, self._blocks, strict=True):
             site.replace_in(self.model, block)
         self._head = None if head is None else self.model.get_submodule(head)

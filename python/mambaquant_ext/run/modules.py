@@ -194,13 +194,14 @@ class QuantLinear(FrozenModule):
         """x W^T + bias.
 
         Args:
-            x: (..., in_features), float16/bfloat16/float32.
+            x: (..., in_features), float16/bfloat16/float32/float64.
 
         Returns:
             (..., out_features), float32.
         """
         if self._packed is not None:
             assert self.in_scale is not None
+            x = x.float() if x.dtype == torch.float64 else x
             q = ops.quantize(x.reshape(-1, self.in_features).contiguous(), self.in_scale)
             out: Tensor = self._packed.dequantize(q, self.in_scale).unflatten(0, x.shape[:-1])
             return out

@@ -80,9 +80,9 @@ class QuantCalledBlock(CalledBlock):
         self.block = block
 
     def tokens_forward(self, hidden_states: Tensor, grid: Grid) -> Tensor:
-        """See CalledBlock."""
+        """See CalledBlock. What surrounds the block may be of another dtype: it gets back what it gave."""
         out: Tensor = self.block(hidden_states, grid=grid)
-        return out
+        return out.to(hidden_states.dtype)
 
 
 def _swap_blocks(model: nn.Module, packed: PackedModel, fidelity: Fidelity) -> None:
@@ -95,8 +95,8 @@ def _swap_blocks(model: nn.Module, packed: PackedModel, fidelity: Fidelity) -> N
         )
     blocks = [QuantMambaBlock(b, index, fidelity) for index, b in enumerate(packed.blocks)]
     _check_surroundings(model, packed)
-    is_rotated = packed.recipe.residual_rotation is not Rotation.NONE
-    if is_rotated and known.rotates_stream(model):
+    rotation = packed.recipe.residual_rotation
+    if rotation is not Rotation.NONE and known.rotates_stream(model, rotation):
         known.prepare_rotated(model)
     for name, tensor in packed.surroundings.items():
         _set_tensor(model, name, tensor)

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 
-from mambaquant_ext import Rotation, recipe
+from mambaquant_ext import Fidelity, Rotation, recipe
 from mambaquant_ext.artifacts import NormKind, Skip
 from mambaquant_ext.model.adapters import adapter_for, adapter_of_config
 from mambaquant_ext.model.sites import FloatBlock
@@ -27,7 +27,7 @@ from stages.vision.quantizing import (
     transformed,
     uneven_model,
 )
-from tolerances import MODEL_SQNR_DB, RELATIVE_ERROR, assert_equal
+from tolerances import MODEL_SQNR_DB, RELATIVE_ERROR, assert_equal, sqnr_db
 
 COMMON = {
     "embed_dim": 48,
@@ -132,8 +132,8 @@ def test_a_skip_that_is_not_centred_is_another_function(name):
 
 
 @pytest.mark.parametrize("name", ["image", "video", "hw_t"])
-def test_the_stream_of_a_classifier_is_rotated_as_a_whole(name):
-    rotated, plain = recipe("rtn").replace(residual_rotation=Rotation.HADAMARD), recipe("rtn")
+def test_a_klt_rotates_the_stream_of_a_classifier_as_a_whole(name):
+    rotated, plain = recipe("rtn").replace(residual_rotation=Rotation.KLT), recipe("rtn")
     run, _ = transformed(model(name), batches(name), rotated)
     before, _ = transformed(model(name), batches(name), plain)
     for layer in run.layers:
@@ -147,16 +147,18 @@ def test_the_stream_of_a_classifier_is_rotated_as_a_whole(name):
         assert torch.equal(tensor, new[parameter]) == (parameter not in written), parameter
 
 
-def test_the_blocks_of_an_encoder_rotate_their_own_input():
-    rotated, plain = recipe("w8a8"), recipe("rtn")
-    run, _ = transformed(model("encoder"), batches("encoder"), rotated)
-    before, _ = transformed(model("encoder"), batches("encoder"), plain)
+@pytest.mark.parametrize(("name", "preset"), [("encoder", "w8a8"), ("image", "quarot")])
+def test_blocks_of_an_encoder_or_without_klt_rotate_their_own_input(name, preset):
+    """A skip stays one factor a channel: a row of it depends on no other row."""
+    rotated, plain = recipe(preset), recipe("rtn")
+    run, _ = transformed(model(name), batches(name), rotated)
+    before, _ = transformed(model(name), batches(name), plain)
     for layer in run.layers:
         assert layer.has_in_rotation
         assert (layer.norm.kind, layer.skip) == (NormKind.LAYER, Skip.NORMALISED)
         assert layer.skip_weight.shape == (48,)
-    for name, tensor in before.model.named_parameters():
-        assert_equal(dict(run.model.named_parameters())[name], tensor)
+    for parameter, tensor in before.model.named_parameters():
+        assert_equal(dict(run.model.named_parameters())[parameter], tensor)
 
 
 @names
@@ -194,6 +196,18 @@ def test_a_sample_does_not_depend_on_its_batch(name):
 def test_a_sample_does_not_depend_on_its_batch_on_any_isa(name, isa):
     found, _ = quantized(model(name), batches(name))
     assert_rows_stand_alone(found, unseen(name))
+
+
+@pytest.mark.parametrize("fidelity", Fidelity)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_block_gives_back_the_dtype_of_the_model_around_it(dtype, fidelity):
+    found, _ = quantized(model("image"), batches("image"), fidelity=fidelity)
+    tokens = torch.randn(2, 24, 48, generator=torch.Generator().manual_seed(3)).to(dtype)
+    block = found.backbone.layers[0]
+    assert_equal(block(tokens), block(tokens.float()).to(dtype))
+    moved = copy.deepcopy(found).to(dtype)
+    actual, expected = moved(unseen("image").to(dtype)), found(unseen("image"))
+    assert sqnr_db(actual.float(), expected) >= MODEL_SQNR_DB["mamba-nd image"]
 
 
 def test_blocks_and_head_take_any_strides(generator):

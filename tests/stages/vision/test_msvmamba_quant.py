@@ -1,5 +1,6 @@
 """MSVMamba quantized: a fine map, a coarser one in three walks of one state, their normalised sum."""
 
+import copy
 from functools import cache
 
 import pytest
@@ -52,7 +53,7 @@ def test_the_state_is_carried_between_the_coarse_routes():
         )
         for layer in source.layers
     ]
-    run = ModuleRun(source.model, source.sites, layers, None)
+    run = ModuleRun(copy.deepcopy(source.model), source.sites, layers, None)
     with torch.no_grad():
         error = (run.model(unseen()) - source.model(unseen())).abs().max()
     assert error > 1e-4 * source.model(unseen()).abs().max()

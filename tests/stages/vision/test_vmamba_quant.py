@@ -1,5 +1,6 @@
 """VMamba quantized: its blocks as plain weights, transforms, kernels, checkpoints; and its mixer in other models."""
 
+import copy
 from functools import cache
 
 import pytest
@@ -36,6 +37,14 @@ def batches(count=2):
 @cache
 def unseen():
     return quantizing.random_batches(SHAPE, 1, seed=5)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_of_half_precision_is_refused_by_name(dtype):
+    """Its blocks would be calibrated in float32, what surrounds them in half."""
+    half = copy.deepcopy(model("gated")).to(dtype)
+    with pytest.raises(TypeError, match=rf"expected float32, got {dtype}; call model\.float\(\)"):
+        ModuleSource(half)
 
 
 @pytest.mark.parametrize("variant", CONFIGS)

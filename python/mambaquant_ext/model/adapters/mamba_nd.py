@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaquant_ext.artifacts import Skip, StreamWrite
+from mambaquant_ext.config import Rotation
 from mambaquant_ext.model.adapters.configured import ConfiguredAdapter
 from mambaquant_ext.model.adapters.streams import rotate_rows_, rotate_token_, rotation_behind
 from mambaquant_ext.model.hf import mixer_weights
@@ -91,9 +92,12 @@ class MambaNDImageAdapter(MambaNDAdapter):
         assert isinstance(model, MambaND)
         return "backbone.", model.backbone
 
-    def rotates_stream(self, model: nn.Module) -> bool:
-        """See Adapter."""
-        return True
+    def rotates_stream(self, model: nn.Module, rotation: Rotation) -> bool:
+        """See Adapter.
+
+        A Hadamard matrix inside each block gives in_proj the same input, and leaves the skip a factor a channel.
+        """
+        return rotation is Rotation.KLT
 
     def rotate_ends(self, model: nn.Module, rotation: Tensor) -> None:
         """Patches, positions and mergings write the stream that blocks read."""

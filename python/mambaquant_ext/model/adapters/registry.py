@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mambaquant_ext.artifacts import StreamWrite
+from mambaquant_ext.config import Rotation
 from mambaquant_ext.model.sites import BlockSite
 
 _ADAPTERS: dict[str, Adapter] = {}
@@ -36,8 +37,14 @@ class Adapter:
         """
         raise NotImplementedError
 
-    def rotates_stream(self, model: nn.Module) -> bool:
-        """Whether one residual stream runs through all blocks, whose ends `rotate_ends` can rotate (R1)."""
+    def rotates_stream(self, model: nn.Module, rotation: Rotation) -> bool:
+        """Whether R1 is folded into the ends of one residual stream that runs through all blocks.
+
+        Args:
+            model: that matches.
+            rotation: which kind, not NONE. Where this is False, each block transforms its own input by a Hadamard
+                matrix.
+        """
         return False
 
     def rotate_ends(self, model: nn.Module, rotation: Tensor) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mambaquant_ext.config import Rotation
 from mambaquant_ext.model.adapters.registry import Adapter
 from mambaquant_ext.model.adapters.streams import (
     folded_norm,
@@ -46,7 +47,7 @@ class VimAdapter(Adapter):
             for index, block in enumerate(model.layers)
         ]
 
-    def rotates_stream(self, model: nn.Module) -> bool:
+    def rotates_stream(self, model: nn.Module, rotation: Rotation) -> bool:
         """See Adapter."""
         return True
 
