@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mambaquant_ext import CheckpointError, Fidelity, load, recipe, save
+from mambaquant_ext.artifacts import load_packed, save_packed
 from mambaquant_ext.images import load_images, normalise
 from mambaquant_ext.model.adapters import adapter_for
 from mambaquant_ext.model.checkpoint import load_float_model
