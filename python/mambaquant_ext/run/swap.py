@@ -115,7 +115,7 @@ def _swap_blocks(model: nn.Module, packed: PackedModel, fidelity: Fidelity) -> N
 
 
 def _check_surroundings(model: nn.Module, packed: PackedModel) -> None:
-    """The tensors around the blocks have the shapes that the model has there."""
+    """The tensors around the blocks have the shapes that the model has there, and float32 where it has floats."""
     own = model.state_dict()
     for name, tensor in packed.surroundings.items():
         if name not in own or own[name].shape != tensor.shape:
@@ -123,6 +123,9 @@ def _check_surroundings(model: nn.Module, packed: PackedModel) -> None:
             raise ValueError(
                 f"swap_: {name}: expected a model with shape {tuple(tensor.shape)} there, got {got}"
             )
+        dtype = torch.float32 if own[name].is_floating_point() else own[name].dtype
+        if tensor.dtype != dtype:
+            raise ValueError(f"swap_: {name}: expected {dtype}, got {tensor.dtype}")
 
 
 def _set_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -209,6 +209,15 @@ def test_a_name_that_no_adapter_gives_is_refused(changes, message, gives_model, 
         load(folder, model=model_of("v2") if gives_model else None)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int8])
+def test_a_surrounding_tensor_of_another_dtype_is_refused(dtype, saved, tmp_path):
+    packed = load_packed(saved)
+    surroundings = {**packed.surroundings, "pos_embed": packed.surroundings["pos_embed"].to(dtype)}
+    save(dataclasses.replace(packed, surroundings=surroundings), model_of("v2").config, tmp_path)
+    with pytest.raises(ValueError, match=rf"pos_embed: expected torch.float32, got {dtype}"):
+        load(tmp_path)
+
+
 def test_sizes_that_no_tensor_has_are_refused(saved, tmp_path):
     folder = Path(shutil.copytree(saved, tmp_path / "copy"))
     path = folder / "config.json"
