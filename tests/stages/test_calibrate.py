@@ -20,7 +20,7 @@ from mambaquant_ext.calibrate import (
 from mambaquant_ext.calibrate.observers import BINS
 from mambaquant_ext.config import PRESETS, Granularity, Observer
 from mambaquant_ext.model import language_model_forward, mixer_forward
-from mambaquant_ext.model.forward import SCAN_BLOCK
+from mambaquant_ext.model.parts import SCAN_BLOCK
 from stages import models
 from tolerances import MOMENT_ERROR, assert_equal, assert_relative
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as F
 
-from mambaquant_ext.model.forward import Tap, block_forward, no_tap, rms_norm
+from mambaquant_ext.model.forward import Tap, block_forward, no_tap
+from mambaquant_ext.model.parts import rms_norm
 from mambaquant_ext.model.weights import LanguageModelWeights
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mambaquant_ext import ops
 from mambaquant_ext.artifacts import NormKind, PackedBlock, Skip
-from mambaquant_ext.model.forward import rms_norm
+from mambaquant_ext.model.parts import rms_norm
 from mambaquant_ext.run.modules import GemmWeight
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mambaquant_ext import ops
 from mambaquant_ext.artifacts import BlockLayout, BranchLayout, Merge, PackedBlock
 from mambaquant_ext.model import MixerState, block_forward
-from mambaquant_ext.model.forward import (
+from mambaquant_ext.model.parts import (
     even_sigmoid,
     excited,
     route_shares,

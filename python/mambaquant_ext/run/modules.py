@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mambaquant_ext import ops
 from mambaquant_ext._load import device_types
 from mambaquant_ext.artifacts import PackedHead
-from mambaquant_ext.model.forward import rms_norm
+from mambaquant_ext.model.parts import rms_norm
 from mambaquant_ext.run.emulate import round_symmetric
 
 

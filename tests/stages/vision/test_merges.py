@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mambaquant_ext.model.forward import even_sigmoid, excited, route_shares
+from mambaquant_ext.model.parts import even_sigmoid, excited, route_shares
 from tolerances import assert_equal, assert_relative
 
 DIMS = [16, 96, 1536]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mambaquant_ext.model.forward import selective_scan
+from mambaquant_ext.model.parts import selective_scan
 
 # Mamba's start for the step: softplus(dt_bias) is log-uniform between these.
 DT_MIN, DT_MAX = 1e-3, 1e-1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mambaquant_ext.model.forward import selective_scan
+from mambaquant_ext.model.parts import selective_scan
 from mambaquant_ext.model.vision.branches import initial_dt_bias
 
 

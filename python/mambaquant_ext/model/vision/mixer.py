@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mambaquant_ext.model.forward import selective_scan
+from mambaquant_ext.model.parts import selective_scan
 
 # Steps at initialisation are log-uniform between these two (Gu and Dao 2023, section 3.6).
 _DT_MIN, _DT_MAX = 1e-3, 1e-1
