@@ -183,7 +183,7 @@ class ModuleSource:
         """
         self.model = model
         self.adapter = adapter_for(model)
-        _check_dtype(model)
+        _check_tensors(model)
         self.sites = self.adapter.sites(model)
         if not self.sites:
             raise ValueError(f"quantize: expected Mamba blocks in {type(model).__name__}, got none")
@@ -261,12 +261,17 @@ class ModuleSource:
         )
 
 
-def _check_dtype(model: nn.Module) -> None:
-    """Calibration runs the model, and what surrounds its blocks becomes float32: batches have to fit both."""
+def _check_tensors(model: nn.Module) -> None:
+    """Calibration runs on the CPU, and what surrounds the blocks becomes float32: batches have to fit both."""
     for name, parameter in model.named_parameters():
         if parameter.dtype in (torch.float16, torch.bfloat16):
             raise TypeError(
                 f"quantize: {name}: expected float32, got {parameter.dtype}; call model.float() before"
+            )
+        if parameter.device.type != "cpu":
+            raise ValueError(
+                f"quantize: {name}: expected a model on the CPU, got {parameter.device}; call model.cpu() before, and "
+                "move the quantized model back"
             )
 
 

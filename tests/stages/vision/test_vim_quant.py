@@ -270,3 +270,12 @@ def test_transforms_of_the_trained_model_keep_its_logits(trained):
     model, calibration, images, _ = trained
     run, _ = quantizing.transformed(model, calibration, recipe("w8a8"))
     assert quantizing.error_of(run.model, model, images[:4]) < RELATIVE_ERROR[torch.float64]
+
+
+def test_a_model_that_is_not_on_the_cpu_is_refused():
+    with torch.device("meta"):
+        model = VisionMamba(VimConfig(**SMALL))
+    with pytest.raises(
+        ValueError, match=r"patch_embed|cls_token.*expected a model on the CPU, got meta"
+    ):
+        quantizing.quantize_(model, batches(), recipe("w8a8"))

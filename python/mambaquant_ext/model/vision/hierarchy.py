@@ -153,6 +153,50 @@ class Classifier(nn.Module):
         return logits
 
 
+class Pyramid(nn.Module):
+    """Patch embedding, stages, classifier. A model for inference: no dropout, no stochastic depth.
+
+    Attributes:
+        patch_embed: Sequential.
+        layers: the stages.
+        classifier: norm and head.
+    """
+
+    def __init__(
+        self,
+        patch_embed: nn.Sequential,
+        layers: nn.ModuleList,
+        classifier: Classifier,
+        image_channels: int,
+        smallest_side: int,
+    ) -> None:
+        super().__init__()
+        self.patch_embed = patch_embed
+        self.layers = layers
+        self.classifier = classifier
+        self._image_channels = image_channels
+        self._smallest_side = smallest_side
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits.
+
+        Args:
+            images: (batch, image_channels, height, width), each side at least a patch.
+
+        Returns:
+            (batch, classes).
+
+        Raises:
+            ValueError: images of another shape.
+        """
+        check_images(images, self._image_channels, self._smallest_side)
+        x = self.patch_embed(images)
+        for stage in self.layers:
+            x = stage(x)
+        logits: Tensor = self.classifier(x)
+        return logits
+
+
 def check_images(images: Tensor, channels: int, side: int) -> None:
     """Refuses what is no batch of images.
 

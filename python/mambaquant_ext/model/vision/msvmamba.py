@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from mambaquant_ext.model.vision.hierarchy import (
     Classifier,
     Downsample,
     PatchEmbed,
-    check_images,
+    Pyramid,
     make_patch_embed,
     make_stages,
 )
@@ -207,58 +208,32 @@ class MSVSSBlock(nn.Module):
         return y
 
 
-class MSVMamba(nn.Module):
-    """Patch embedding, stages, classifier. A model for inference: no dropout, no stochastic depth.
-
-    Attributes:
-        patch_embed: Sequential.
-        layers: the stages.
-        classifier: norm and head.
-    """
+class MSVMamba(Pyramid):
+    """The classifier."""
 
     def __init__(self, config: MSVMambaConfig) -> None:
-        super().__init__()
+        super().__init__(
+            make_patch_embed(
+                PatchEmbed.V1, config.image_channels, config.dims[0], config.patch_size
+            ),
+            make_stages(config.depths, config.dims, Downsample.V1, partial(_make_block, config)),
+            Classifier(config.dims[-1], config.classes),
+            config.image_channels,
+            config.patch_size,
+        )
         self.config = config
-        self.patch_embed = make_patch_embed(
-            PatchEmbed.V1, config.image_channels, config.dims[0], config.patch_size
-        )
-        self.layers = make_stages(config.depths, config.dims, Downsample.V1, self.make_block)
-        self.classifier = Classifier(config.dims[-1], config.classes)
 
-    def make_block(self, hidden: int) -> nn.Module:
-        """A new block of a stage.
 
-        Args:
-            hidden: width of the stage.
-        """
-        config = self.config
-        dim = int(config.ssm_ratio * hidden)
-        mixer = MultiScaleSS2D(
-            hidden=hidden,
-            dim=dim,
-            dt_rank=config.dt_rank or math.ceil(hidden / 16),
-            dstate=config.dstate,
-            conv_width=config.conv_width,
-            coarse_conv_width=config.coarse_conv_width,
-            se_bottleneck=dim // config.se_reduction,
-        )
-        return MSVSSBlock(hidden, mixer, config.ffn_ratio * hidden)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits.
-
-        Args:
-            images: (batch, image_channels, height, width), each side at least patch_size.
-
-        Returns:
-            (batch, classes).
-
-        Raises:
-            ValueError: images of another shape.
-        """
-        check_images(images, self.config.image_channels, self.config.patch_size)
-        x = self.patch_embed(images)
-        for stage in self.layers:
-            x = stage(x)
-        logits: Tensor = self.classifier(x)
-        return logits
+def _make_block(config: MSVMambaConfig, hidden: int) -> nn.Module:
+    """A new block of a stage of width `hidden`."""
+    dim = int(config.ssm_ratio * hidden)
+    mixer = MultiScaleSS2D(
+        hidden=hidden,
+        dim=dim,
+        dt_rank=config.dt_rank or math.ceil(hidden / 16),
+        dstate=config.dstate,
+        conv_width=config.conv_width,
+        coarse_conv_width=config.coarse_conv_width,
+        se_bottleneck=dim // config.se_reduction,
+    )
+    return MSVSSBlock(hidden, mixer, config.ffn_ratio * hidden)

@@ -13,6 +13,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,8 @@ from mambaquant_ext.model.vision.hierarchy import (
     Classifier,
     Downsample,
     PatchEmbed,
+    Pyramid,
     VSSBlock,
-    check_images,
     make_patch_embed,
     make_stages,
 )
@@ -206,60 +207,36 @@ class SS2D(SelectiveBranches):
         return y
 
 
-class VMamba(nn.Module):
-    """Patch embedding, stages, classifier. A model for inference: no stochastic depth.
-
-    Attributes:
-        patch_embed: Sequential.
-        layers: the stages.
-        classifier: norm and head.
-    """
+class VMamba(Pyramid):
+    """The classifier."""
 
     def __init__(self, config: VMambaConfig) -> None:
-        super().__init__()
+        super().__init__(
+            make_patch_embed(
+                config.patch_embed, config.image_channels, config.dims[0], config.patch_size
+            ),
+            make_stages(
+                config.depths, config.dims, config.downsample, partial(_make_block, config)
+            ),
+            Classifier(config.dims[-1], config.classes),
+            config.image_channels,
+            config.patch_size,
+        )
         self.config = config
-        self.patch_embed = make_patch_embed(
-            config.patch_embed, config.image_channels, config.dims[0], config.patch_size
-        )
-        self.layers = make_stages(config.depths, config.dims, config.downsample, self.make_block)
-        self.classifier = Classifier(config.dims[-1], config.classes)
 
-    def make_block(self, hidden: int) -> nn.Module:
-        """A new block of a stage.
 
-        Args:
-            hidden: width of the stage.
-        """
-        config = self.config
-        mixer = SS2D(
-            hidden=hidden,
-            dim=int(config.ssm_ratio * hidden),
-            dt_rank=config.dt_rank or math.ceil(hidden / 16),
-            dstate=config.dstate,
-            conv_width=config.conv_width,
-            has_conv_bias=config.has_conv_bias,
-            has_gate=config.has_gate,
-        )
-        return VSSBlock(hidden, mixer, int(config.mlp_ratio * hidden))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits.
-
-        Args:
-            images: (batch, image_channels, height, width), each side at least patch_size.
-
-        Returns:
-            (batch, classes).
-
-        Raises:
-            ValueError: images of another shape.
-        """
-        check_images(images, self.config.image_channels, self.config.patch_size)
-        x = self.patch_embed(images)
-        for stage in self.layers:
-            x = stage(x)
-        logits: Tensor = self.classifier(x)
-        return logits
+def _make_block(config: VMambaConfig, hidden: int) -> nn.Module:
+    """A new block of a stage of width `hidden`."""
+    mixer = SS2D(
+        hidden=hidden,
+        dim=int(config.ssm_ratio * hidden),
+        dt_rank=config.dt_rank or math.ceil(hidden / 16),
+        dstate=config.dstate,
+        conv_width=config.conv_width,
+        has_conv_bias=config.has_conv_bias,
+        has_gate=config.has_gate,
+    )
+    return VSSBlock(hidden, mixer, int(config.mlp_ratio * hidden))
 
 
 # Names of the first release, and what later checkpoints call the same.
