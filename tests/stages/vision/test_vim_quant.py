@@ -276,6 +276,6 @@ def test_a_model_that_is_not_on_the_cpu_is_refused():
     with torch.device("meta"):
         model = VisionMamba(VimConfig(**SMALL))
     with pytest.raises(
-        ValueError, match=r"patch_embed|cls_token.*expected a model on the CPU, got meta"
+        ValueError, match=r"(patch_embed|cls_token).*expected a model on the CPU, got meta"
     ):
         quantizing.quantize_(model, batches(), recipe("w8a8"))
