@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import mambaquant_ext
-from mambaquant_ext.cli import main
+from stages.commands import in_process
 from stages.hf_models import tiny_model
 
 TEXT = (
@@ -52,45 +52,6 @@ def work(tmp_path_factory):
     )
     assert result == 0
     return folder
-
-
-def in_process(*arguments):
-    """The exit status of main(); an exception that is not SystemExit would be a traceback."""
-    before = sys.argv
-    sys.argv = ["mambaquant", *map(str, arguments)]
-    try:
-        main()
-    except SystemExit as status:
-        return status.code or 0
-    finally:
-        sys.argv = before
-    return 0
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "500")  # boxes of messages do not wrap
-
-    def run(*arguments):
-        capsys.readouterr()
-        status = in_process(*arguments)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return status, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
-def as_json(command):
-    """The JSON that a successful command wrote to stdout."""
-
-    def run(*arguments):
-        status, out, err = command(*arguments, "--json")
-        assert status == 0, err
-        return json.loads(out)
-
-    return run
 
 
 # What the commands do

@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 
 from bench import docs_model, fashion_mnist
 from mambaquant_ext import load
-from mambaquant_ext.cli import main
 from mambaquant_ext.evaluate import agreement, classify
 from mambaquant_ext.images import load_images, normalise
 from mambaquant_ext.model.adapters import adapter_names
 from mambaquant_ext.model.checkpoint import load_float_model
 from mambaquant_ext.model.vision import VimConfig, VisionMamba
+from stages.commands import in_process
 from stages.vision.float_models import random_model
 
 CLASSES = ("ankle boot", "zebra", "bag")  # not in the order of the alphabet
@@ -98,44 +98,6 @@ def work(tmp_path_factory):
 
 def quantizing(work, calib="calib.npz"):
     return "quantize", work / "float", "--calib", work / calib
-
-
-def in_process(*arguments):
-    """The exit status of main(); an exception that is not SystemExit would be a traceback."""
-    before = sys.argv
-    sys.argv = ["mambaquant", *map(str, arguments)]
-    try:
-        main()
-    except SystemExit as status:
-        return status.code or 0
-    finally:
-        sys.argv = before
-    return 0
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "500")  # boxes of messages do not wrap
-
-    def run(*arguments):
-        capsys.readouterr()
-        status = in_process(*arguments)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
-def as_json(command):
-    """The JSON that a successful command wrote to stdout."""
-
-    def run(*arguments):
-        status, out, err = command(*arguments, "--json")
-        assert status == 0, err
-        return json.loads(out)
-
-    return run
 
 
 @pytest.fixture
