@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from mambaquant_ext.model.vision.config_fields import plain, typed
 from mambaquant_ext.model.vision.mixer import MixerSizes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -130,7 +131,7 @@ class VisionConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls: type[_Config], values: Mapping[str, Any]) -> _Config:
@@ -150,7 +151,7 @@ class VisionConfig:
         for name, field in fields.items():
             if name not in values and field.default is dataclasses.MISSING:
                 raise ValueError(f"{cls.__name__}.{name}: missing")
-        return cls(**{name: _from_plain(hints[name], value) for name, value in values.items()})
+        return cls(**{name: typed(value, hints[name]) for name, value in values.items()})
 
     def _require_positive(self, name: str) -> None:
         if getattr(self, name) < 1:
@@ -178,16 +179,3 @@ def _description(kind: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return f"one of {', '.join(repr(member.value) for member in kind)}"
     return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, enum.Enum):
-        return value.value
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _from_plain(kind: Any, value: Any) -> Any:
-    """The inverse of _plain; what has no place in `kind` stays as it is for __post_init__ to refuse."""
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return next((member for member in kind if member.value == value), value)
-    return tuple(value) if isinstance(value, list) else value

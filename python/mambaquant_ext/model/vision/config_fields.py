@@ -61,7 +61,7 @@ class FieldConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON, with the version of the fields."""
-        values = {name: _plain(getattr(self, name)) for name in _hints(type(self))}
+        values = {name: plain(getattr(self, name)) for name in _hints(type(self))}
         return {"version": self.VERSION, **values}
 
     @classmethod
@@ -85,7 +85,7 @@ class FieldConfig:
         for name in hints:
             if name not in values:
                 raise ValueError(f"{cls.__name__}.{name}: missing")
-        return cls(**{name: _typed(values[name], hint) for name, hint in hints.items()})
+        return cls(**{name: typed(values[name], hint) for name, hint in hints.items()})
 
 
 def _hints(cls: type[FieldConfig]) -> dict[str, Any]:
@@ -93,16 +93,26 @@ def _hints(cls: type[FieldConfig]) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A field's value as JSON has it: tuples as lists, enums as their values.
+
+    Args:
+        value: of a field.
+    """
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value.value if isinstance(value, enum.Enum) else value
 
 
-def _typed(value: Any, hint: Any) -> Any:
-    """A plain value as the field's type; what does not fit stays as it is for the check to refuse."""
+def typed(value: Any, hint: Any) -> Any:
+    """A plain value as the field's type; what does not fit stays as it is for the check to refuse.
+
+    Args:
+        value: as JSON gives it.
+        hint: annotation of the field.
+    """
     if typing.get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(_typed(item, typing.get_args(hint)[0]) for item in value)
+        return tuple(typed(item, typing.get_args(hint)[0]) for item in value)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return next((member for member in hint if member.value == value), value)
     return value
