@@ -7,6 +7,7 @@ import itertools
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -275,16 +276,7 @@ class BlockLayout:
     @property
     def is_sequential(self) -> bool:
         """Whether tokens can come one at a time: one route, as stored, first to last."""
-        return (
-            self.routes == (FORWARD,)
-            and self.excite_dim is None
-            and len(self.convs) == 1
-            and self.convs[0].is_causal
-            and self.convs[0].along_route
-            and self.branches[0].conv == 0
-            and self.merge is Merge.SUM
-            and self.class_token is None
-        )
+        return takes_single_tokens(self)
 
     def expected(self) -> Expected:
         """Shape and dtype of every tensor of a PackedBlock of this layout, by flat name."""
@@ -325,6 +317,24 @@ class BlockLayout:
             "out_proj_bias": ((hidden,), f32),
             "out_scale": ((1,), f32),
         }
+
+
+def takes_single_tokens(block: Any) -> bool:
+    """Whether a block can take its tokens one at a time: one route, as stored, first to last.
+
+    Args:
+        block: a BlockLayout, or float weights, which have the same parts.
+    """
+    return (
+        block.routes == (FORWARD,)
+        and block.excite_dim is None
+        and len(block.convs) == 1
+        and block.convs[0].is_causal
+        and block.convs[0].along_route
+        and block.branches[0].conv == 0
+        and block.merge is Merge.SUM
+        and block.class_token is None
+    )
 
 
 def _check(is_right: bool, name: str, expected: str, got: object) -> None:

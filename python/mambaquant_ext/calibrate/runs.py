@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mambaquant_ext.model import LanguageModelWeights, MixerWeights, language_model_forward
 from mambaquant_ext.model.forward import Tap
-from mambaquant_ext.model.sites import BlockSite, FloatBlock
+from mambaquant_ext.model.sites import BlockSite, FloatBlock, TokenSequence
 
 Taps = Callable[[int], Tap]
 
@@ -104,22 +104,12 @@ class BlockRun:
     def __init__(self, layer: MixerWeights) -> None:
         """Takes float32 weights."""
         self.layers: Sequence[MixerWeights] = (layer,)
-        self._block = FloatBlock(layer, _Identity())
+        self._block = FloatBlock(layer, TokenSequence())
 
     def run(self, batch: Any, taps: Taps, head_tap: Tap) -> None:
         """See CalibrationRun."""
         self._block.tap = taps(0)
         self._block(batch.float())
-
-
-class _Identity:
-    """Tokens in, tokens out."""
-
-    def read(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        return x, (x.shape[1],)
-
-    def write(self, out: Tensor, _grid: tuple[int, ...]) -> Tensor:
-        return out
 
 
 class ModuleRun:

@@ -141,7 +141,7 @@ def block_weights(block: nn.Module) -> MixerWeights:
         raise TypeError(f"{owner}: expected a block without an mlp, got {type(block.mlp).__name__}")
     assert isinstance(block.norm, nn.Module) and isinstance(block.mixer, nn.Module)
     weight, eps = norm_parts(block.norm, f"{owner}.norm")
-    weight = weight.detach().to("cpu", torch.float32, copy=True)
+    weight = copied(weight)
     norm = NormWeights(kind=NormKind.RMS, weight=weight, bias=torch.zeros_like(weight), eps=eps)
     return mixer_weights(block.mixer, norm)
 
@@ -188,9 +188,9 @@ def language_model_weights(model: nn.Module) -> LanguageModelWeights:
     norm_f, eps = norm_parts(backbone.norm_f, "backbone.norm_f")
     embedding = getattr(backbone, embedding_name(backbone)).weight
     return LanguageModelWeights(
-        embedding=embedding.detach().to("cpu", torch.float32, copy=True),
+        embedding=copied(embedding),
         layers=tuple(block_weights(block) for block in backbone.layers),
-        norm_f=norm_f.detach().to("cpu", torch.float32, copy=True),
+        norm_f=copied(norm_f),
         norm_eps=eps,
-        lm_head=lm_head.weight.detach().to("cpu", torch.float32, copy=True),
+        lm_head=copied(lm_head.weight),
     )

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mambaquant_ext.artifacts.layout import Merge, NormKind, Skip
+from mambaquant_ext.artifacts.layout import Merge, NormKind, Skip, takes_single_tokens
 from mambaquant_ext.routes import FORWARD, ScanRoute
 
 
@@ -195,16 +195,12 @@ class MixerWeights:
     @property
     def is_sequential(self) -> bool:
         """Whether tokens can come one at a time: one route, as stored, first to last."""
-        return (
-            self.routes == (FORWARD,)
-            and self.excite is None
-            and len(self.convs) == 1
-            and self.convs[0].is_causal
-            and self.convs[0].along_route
-            and self.branches[0].conv == 0
-            and self.merge is Merge.SUM
-            and self.class_token is None
-        )
+        return takes_single_tokens(self)
+
+    @property
+    def excite_dim(self) -> int | None:
+        """Inner width of the squeeze-and-excitation, or None."""
+        return None if self.squeeze is None else self.squeeze.shape[0]
 
     def replace(self, **changes: object) -> MixerWeights:
         """A copy with some fields changed."""

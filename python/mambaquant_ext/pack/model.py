@@ -90,7 +90,7 @@ def block_layout(layer: MixerWeights, recipe: Recipe) -> BlockLayout:
         merge_threshold=layer.merge_threshold,
         out_norm=None if out_norm is None else out_norm.kind,
         out_norm_eps=0.0 if out_norm is None else out_norm.eps,
-        excite_dim=None if layer.squeeze is None else layer.squeeze.shape[0],
+        excite_dim=layer.excite_dim,
         skip=layer.skip,
         has_skip_matrix=layer.skip_weight is not None and layer.skip_weight.dim() == 2,
         class_token=layer.class_token,

@@ -8,10 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mambaquant_ext.artifacts import NormKind, PackedBlock, PackedBranch, PackedConv
+from mambaquant_ext.artifacts import PackedBlock, PackedBranch, PackedConv
 from mambaquant_ext.artifacts.layout import BranchLayout, ConvLayout
-from mambaquant_ext.model import BranchWeights, ConvWeights, MixerWeights, NormWeights
+from mambaquant_ext.model import BranchWeights, ConvWeights, MixerWeights
 from mambaquant_ext.model.forward import Tap
+from mambaquant_ext.run.reading import norm_before, norm_behind, x_scale_of
 
 
 def round_symmetric(x: Tensor, scale: Tensor, bits: int) -> Tensor:
@@ -67,7 +68,7 @@ def emulated_weights(block: PackedBlock, dtype: torch.dtype) -> MixerWeights:
     convs = zip(block.convs, layout.convs, strict=True)
     branches = zip(block.branches, layout.branches, strict=True)
     return MixerWeights(
-        norm=_norm(layout.norm, block.norm_weight, block.norm_bias, layout.norm_eps),
+        norm=norm_before(block),
         in_x=rows[0],
         in_x_bias=biases[0],
         in_z=rows[1] if layout.has_gate else None,
@@ -81,9 +82,7 @@ def emulated_weights(block: PackedBlock, dtype: torch.dtype) -> MixerWeights:
         merge=layout.merge,
         merge_gate=block.merge_gate,
         merge_threshold=layout.merge_threshold,
-        out_norm=_norm(
-            layout.out_norm, block.out_norm_weight, block.out_norm_bias, layout.out_norm_eps
-        ),
+        out_norm=norm_behind(block),
         squeeze=block.squeeze,
         excite=block.excite,
         gate_scale=block.gate_scale,
@@ -97,21 +96,6 @@ def emulated_weights(block: PackedBlock, dtype: torch.dtype) -> MixerWeights:
         has_out_rotation=layout.has_out_rotation,
         has_state_rotation=layout.has_state_rotation,
     ).to(dtype)
-
-
-def x_scale_of(block: PackedBlock, branch: BranchLayout) -> Tensor:
-    """(branch's dim,), float32: the scales of what the branch scans."""
-    scale = block.xz_scale if branch.conv is None else block.convs[branch.conv].x_scale
-    return scale[branch.first_channel : branch.first_channel + branch.dim]
-
-
-def _norm(
-    kind: NormKind | None, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> NormWeights | None:
-    if kind is None:
-        return None
-    assert weight is not None and bias is not None
-    return NormWeights(kind=kind, weight=weight, bias=bias, eps=eps)
 
 
 def _conv(conv: PackedConv, layout: ConvLayout, dtype: torch.dtype) -> ConvWeights:

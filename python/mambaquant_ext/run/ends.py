@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mambaquant_ext import ops
 from mambaquant_ext.artifacts import NormKind, PackedBlock, Skip
-from mambaquant_ext.model.parts import rms_norm
+from mambaquant_ext.model.parts import apply_norm
 from mambaquant_ext.run.modules import GemmWeight
+from mambaquant_ext.run.reading import norm_before, norm_behind
 
 
 def _or_none(parameter: Tensor | None, neutral: float) -> Tensor | None:
@@ -25,6 +25,7 @@ class BlockEntry:
     def __init__(self, packed: PackedBlock) -> None:
         """Takes a block's norm and skip."""
         self.packed, self.layout = packed, packed.layout
+        self.norm = norm_before(packed)
         self.weight = _or_none(packed.norm_weight, 1.0)
         self.bias = _or_none(packed.norm_bias, 0.0)
         # One kernel, unless something else reads what the norm gives, or a transform comes between; the kernel of
@@ -54,20 +55,12 @@ class BlockEntry:
                 rows, self.weight, self.bias, None, scale, layout.norm_eps
             )
             return q, skip
-        normed = self._normed(rows)
+        normed = rows if self.norm is None else apply_norm(self.norm, rows)
         if layout.skip is Skip.NORMALISED:
             skip = self._normalised_skip(normed)
         if layout.has_in_rotation:
             return ops.hadamard_quantize(normed, scale)[0], skip
         return ops.quantize(normed, scale), skip
-
-    def _normed(self, rows: Tensor) -> Tensor:
-        weight, bias = self.packed.norm_weight, self.packed.norm_bias
-        if weight is None or bias is None:
-            return rows
-        if self.layout.norm is NormKind.LAYER:
-            return F.layer_norm(rows, weight.shape, weight, bias, self.layout.norm_eps)
-        return rms_norm(rows, weight, self.layout.norm_eps) + bias
 
     def _normalised_skip(self, normed: Tensor) -> Tensor:
         weight, bias = self.packed.skip_weight, self.packed.skip_bias
@@ -83,6 +76,7 @@ class BlockExit:
     def __init__(self, packed: PackedBlock) -> None:
         """Packs out_proj."""
         self.packed, self.layout = packed, packed.layout
+        self.norm = norm_behind(packed)
         self.out_proj = GemmWeight(packed.out_proj, packed.out_proj_scale, packed.out_proj_bias)
 
     def normalised(self, y: Tensor) -> Tensor:
@@ -91,12 +85,7 @@ class BlockExit:
         Args:
             y: (..., dim), float32.
         """
-        weight, bias = self.packed.out_norm_weight, self.packed.out_norm_bias
-        if weight is None or bias is None:
-            return y
-        if self.layout.out_norm is NormKind.LAYER:
-            return F.layer_norm(y, weight.shape, weight, bias, self.layout.out_norm_eps)
-        return rms_norm(y, weight, self.layout.out_norm_eps) + bias
+        return y if self.norm is None else apply_norm(self.norm, y)
 
     def __call__(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """out_proj's input.

@@ -19,9 +19,10 @@ from mambaquant_ext.model.parts import (
     variation_gate,
 )
 from mambaquant_ext.routes import Grid, ScanRoute, kernel_order
-from mambaquant_ext.run.emulate import emulated_weights, rounding_tap, x_scale_of
+from mambaquant_ext.run.emulate import emulated_weights, rounding_tap
 from mambaquant_ext.run.ends import BlockEntry, BlockExit
 from mambaquant_ext.run.modules import GemmWeight
+from mambaquant_ext.run.reading import x_scale_of
 
 # What the kernels take.
 CONV_WIDTHS, IMAGE_KERNELS, IMAGE_STRIDES, MAX_DSTATE = (2, 3, 4), (1, 3, 5, 7), (1, 2), 256
