@@ -56,13 +56,13 @@ TileProduct tile_product_for(int64_t rows, int64_t columns) {
 struct Plan {
   int64_t rows, padded_k, tiles, panels, blocks, slots;
 
-  Plan(const GemmOperands& p, int64_t num_threads)
+  Plan(const GemmOperands& p, const Threads& threads)
       : rows(p.m),
         padded_k(padded_depth(p.k)),
         tiles((p.m + kTileRows - 1) / kTileRows),
         panels((p.n + kTileColumns - 1) / kTileColumns) {
     const int64_t for_cache = (p.m * padded_k + kGemmBlockBytes - 1) / kGemmBlockBytes;
-    const int64_t for_balance = kBlocksPerThread * num_threads / (panels + 1);
+    const int64_t for_balance = kBlocksPerThread * threads.num_threads / (panels + 1);
     blocks = for_cache > for_balance ? for_cache : for_balance;
     if (panels * kTileColumns * padded_k <= kSmallWeightBytes &&
         blocks < tiles / kTilesPerSmallBlock) {
@@ -72,8 +72,8 @@ struct Plan {
     blocks = blocks > 0 ? blocks : 1;
     const int64_t weights = panels * kTileColumns * (padded_k + 1);
     const int64_t cycles = rows * weights / kProductsPerCycle + weights / kWeightBytesPerCycle;
-    const int64_t useful = cycles / kThreadCycles + 1;
-    slots = useful < num_threads ? useful : num_threads;
+    const int64_t useful = cycles * threads.grain_divisor / kThreadCycles + 1;
+    slots = useful < threads.num_threads ? useful : threads.num_threads;
     slots = slots < tasks() ? slots : tasks();
   }
 
@@ -134,7 +134,7 @@ void run_task(const GemmOperands& p, const Plan& plan, const PackedBlock& packed
 // Calls epilogue(Tile) for every tile of the (M, N) result, from several threads.
 template <typename Epilogue>
 void for_each_tile(const GemmOperands& p, const Threads& threads, const Epilogue& epilogue) {
-  const Plan plan(p, threads.num_threads);
+  const Plan plan(p, threads);
   const int64_t scratch_bytes = gemm_scratch_bytes(p.m, p.k);
   threads.parallel_for(plan.slots, 1, [&](int64_t begin, int64_t end) {
     alignas(64) int8_t stack[kGemmStackBytes];

@@ -37,18 +37,23 @@ struct Stream {
   void* handle = nullptr;
 };
 
-// A parallel-for that the caller supplies: torch's pool in the extension, a serial loop in the C++
-// tests. `body(data, begin, end)` is called on disjoint ranges that cover [0, count).
+// A parallel-for that the caller supplies: torch's pool in the extension, a team whose threads stay
+// awake within a language model, a serial loop in the C++ tests. `body(data, begin, end)` is called on
+// disjoint ranges that cover [0, count).
 struct Threads {
   using Body = void (*)(const void* data, int64_t begin, int64_t end);
   void (*run)(void* pool, int64_t count, int64_t grain, Body body, const void* data) = nullptr;
   void* pool = nullptr;
   int64_t num_threads = 1;
+  // Grains are made for threads that must be woken, some microseconds; a thread that is awake is
+  // worth a part as small as a grain over this.
+  int64_t grain_divisor = 1;
 
   // `grain` is the smallest range worth a thread of its own.
   template <typename F>
   void parallel_for(int64_t count, int64_t grain, const F& f) const {
     if (count <= 0) return;
+    grain = grain > grain_divisor ? grain / grain_divisor : 1;
     const Body body = [](const void* data, int64_t begin, int64_t end) {
       (*static_cast<const F*>(data))(begin, end);
     };
