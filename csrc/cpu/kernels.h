@@ -5,6 +5,7 @@
 
 #include "mambaquant/conv1d.h"
 #include "mambaquant/conv2d.h"
+#include "mambaquant/embedding.h"
 #include "mambaquant/gemm.h"
 #include "mambaquant/hadamard.h"
 #include "mambaquant/norm.h"
@@ -15,6 +16,7 @@
 #define MBQ_CPU_KERNELS(X)                                    \
   X(quantize, QuantizeParams)                                 \
   X(dequantize, DequantizeParams)                             \
+  X(embedding, EmbeddingParams)                               \
   X(norm_quantize, NormQuantizeParams)                        \
   X(hadamard_transform, HadamardParams)                       \
   X(hadamard_quantize, HadamardParams)                        \

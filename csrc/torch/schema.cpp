@@ -2,6 +2,8 @@
 // meaning are documented with the Python wrappers (python/mambaquant_ext/ops).
 #include <torch/library.h>
 
+#include "torch/language_model.h"
+
 TORCH_LIBRARY(mambaquant, m) {
   // quantize. axis: none = per tensor, 0 = per token, 1 = per channel
   m.def("quantize(Tensor x, Tensor scale, Tensor? zero_point, int? axis) -> Tensor");
@@ -59,4 +61,7 @@ TORCH_LIBRARY(mambaquant, m) {
       " Tensor? dt_bias, Tensor A, Tensor B, Tensor? B_scale, Tensor C, Tensor? C_scale, Tensor? D, Tensor? z,"
       " Tensor? z_scale, Tensor? gate_scale, Tensor? readout_scale, bool rotate_state, ScalarType dtype)"
       " -> Tensor");
+
+  // A whole language model as one object (python/mambaquant_ext/run/runner.py).
+  mambaquant::binding::register_language_model(m);
 }

@@ -173,14 +173,14 @@ class QuantLinear(FrozenModule):
 
     def prepare(self) -> None:
         """Packs the weight, or makes it float."""
-        self._packed: GemmWeight | None = None
+        self.packed: GemmWeight | None = None
         self._float: Tensor | None = None
         if self.weight_scale is None:
             self._float = self.q_weight
         elif self._is_emulated:
             self._float = self.q_weight.float() * self.weight_scale[:, None]
         else:
-            self._packed = GemmWeight(self.q_weight, self.weight_scale, self.bias)
+            self.packed = GemmWeight(self.q_weight, self.weight_scale, self.bias)
 
     @property
     def weight(self) -> Tensor:
@@ -199,11 +199,11 @@ class QuantLinear(FrozenModule):
         Returns:
             (..., out_features), float32.
         """
-        if self._packed is not None:
+        if self.packed is not None:
             assert self.in_scale is not None
             x = x.float() if x.dtype == torch.float64 else x
             q = ops.quantize(x.reshape(-1, self.in_features).contiguous(), self.in_scale)
-            out: Tensor = self._packed.dequantize(q, self.in_scale).unflatten(0, x.shape[:-1])
+            out: Tensor = self.packed.dequantize(q, self.in_scale).unflatten(0, x.shape[:-1])
             return out
         assert self._float is not None
         if self.in_scale is not None:

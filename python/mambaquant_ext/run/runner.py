@@ -1,0 +1,263 @@
+"""A quantized language model as one native call a step: embedding, every block, norm and head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mambaquant_ext.artifacts import BlockLayout, NormKind, Skip
+from mambaquant_ext.model.hf import embedding_name
+from mambaquant_ext.run.block import QuantMambaBlock
+from mambaquant_ext.run.mixers import IntegerMixer
+from mambaquant_ext.run.modules import FinalNorm, GemmWeight, QuantEmbedding, QuantLinear
+from mambaquant_ext.run.swap import QuantMambaSsmBlock
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunnerState:
+    """What a language model keeps between tokens: the same size whatever it has read.
+
+    Attributes:
+        conv: (blocks, batch, width - 1, dim), int8, the last inputs of each convolution.
+        ssm: (blocks, batch, dstate, dim), float32.
+    """
+
+    conv: Tensor
+    ssm: Tensor
+
+    @property
+    def batch(self) -> int:
+        """How many sequences."""
+        return self.conv.shape[1]
+
+    def reset(self) -> None:
+        """Back to the start of a sequence, in place."""
+        self.conv.zero_()
+        self.ssm.zero_()
+
+    def copy(self) -> RunnerState:
+        """Another state of the same values: two sequences may go on from it."""
+        return RunnerState(self.conv.clone(), self.ssm.clone())
+
+
+class LanguageRunner:
+    """Reads tokens with a quantized language model on the CPU, in one native call whatever their number.
+
+    The residual stream has the bits that the model's own modules give. Memory does not grow with the prompt: the
+    activations are those of some hundred tokens. A step of one token allocates nothing but what it returns.
+    Calls from several threads run one after another.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Takes the packed tensors of a model, without copying them.
+
+        Args:
+            model: a language model from `quantize_` or `load`, of transformers or mamba_ssm, with
+                Fidelity.INTEGER, on the CPU.
+
+        Raises:
+            ValueError: another kind of model; the message names the first part that does not fit.
+        """
+        parts = _Parts(model)
+        layout, mixers = parts.layout, parts.mixers
+        branch = layout.branches[0]
+        self.vocab_size, self.hidden = parts.embedding.weight.shape
+        self._state_shapes = (
+            (len(mixers), layout.convs[0].kernel[0] - 1, layout.dim),
+            (len(mixers), branch.dstate, layout.dim),
+        )
+        self._norm, self._head = parts.norm, parts.head
+        self.has_int8_head = parts.head.weight_scale is not None
+        sizes = {
+            "hidden": layout.hidden,
+            "dim": layout.dim,
+            "dstate": branch.dstate,
+            "dt_rank": branch.dt_rank,
+            "width": layout.convs[0].kernel[0],
+            "vocab": self.vocab_size,
+            "blocks": len(mixers),
+        }
+        self._native = torch.classes.mambaquant.LanguageModel(
+            sizes,
+            mixers[0].in_proj.layout,
+            layout.norm_eps,
+            layout.has_out_rotation,
+            layout.has_state_rotation,
+            parts.tensors(),
+        )
+
+    @classmethod
+    def of(cls, model: nn.Module) -> LanguageRunner:
+        """The runner of a model.
+
+        Args:
+            model: as for the constructor.
+
+        Raises:
+            ValueError: as the constructor.
+        """
+        return cls(model)
+
+    def new_state(self, batch: int = 1) -> RunnerState:
+        """The state at the start of a sequence.
+
+        Args:
+            batch: how many sequences.
+
+        Raises:
+            ValueError: fewer than one.
+        """
+        if batch < 1:
+            raise ValueError(f"LanguageRunner: expected a batch of at least 1, got {batch}")
+        (blocks, *conv), (_, *ssm) = self._state_shapes
+        return RunnerState(
+            torch.zeros(blocks, batch, *conv, dtype=torch.int8),
+            torch.zeros(blocks, batch, *ssm),
+        )
+
+    def forward(self, ids: Tensor, state: RunnerState, out: Tensor | None = None) -> Tensor:
+        """Reads tokens and says what may come next.
+
+        Args:
+            ids: (batch, seqlen), int64, the next tokens of each sequence.
+            state: of the tokens before; advanced in place.
+            out: (batch, vocab), float32, to write into, or None for a new tensor.
+
+        Returns:
+            (batch, vocab), float32: the logits behind the last token; `out` if given.
+
+        Raises:
+            ValueError: shapes that do not fit each other or the model.
+            TypeError: other dtypes.
+            IndexError: an id outside the vocabulary.
+            NotImplementedError: another instruction set was forced since the model was made.
+        """
+        hidden = torch.empty(ids.shape[0], self.hidden)
+        if not self.has_int8_head:
+            self._native.forward(ids, state.conv, state.ssm, hidden, None)
+            logits: Tensor = self._head(self._norm(hidden))
+            return logits if out is None else out.copy_(logits)
+        if out is None:
+            out = torch.empty(ids.shape[0], self.vocab_size)
+        self._native.forward(ids, state.conv, state.ssm, hidden, out)
+        return out
+
+
+class _Parts:
+    """The modules of a quantized language model, checked."""
+
+    def __init__(self, model: nn.Module) -> None:
+        backbone = getattr(model, "backbone", None)
+        layers = getattr(backbone, "layers", None)
+        if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
+            raise ValueError(
+                f"LanguageRunner: expected a language model with backbone.layers, got {type(model).__name__}"
+            )
+        self.embedding = _expect(
+            getattr(backbone, embedding_name(backbone)), QuantEmbedding, "the embedding"
+        )
+        self.norm = _expect(getattr(backbone, "norm_f", None), FinalNorm, "backbone.norm_f")
+        self.head = _expect(getattr(model, "lm_head", None), QuantLinear, "lm_head")
+        self.mixers = [_mixer(layer, index) for index, layer in enumerate(layers)]
+        self.layout = self.mixers[0].layout
+        _check_layout(self.layout)
+        for index, mixer in enumerate(self.mixers):
+            if mixer.layout != self.layout:
+                raise ValueError(
+                    f"LanguageRunner: expected blocks of one layout, got another in block {index}"
+                )
+        if self.embedding.weight.device.type != "cpu":
+            raise ValueError(
+                f"LanguageRunner: expected a model on the CPU, got one on {self.embedding.weight.device}"
+            )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by the name that the native model knows it by (mambaquant/language_model.h)."""
+        found: dict[str, Tensor | None] = {
+            "embedding": self.embedding.weight,
+            "embedding_scale": self.embedding.scale,
+        }
+        if self.head.packed is not None:
+            found |= {
+                "head.norm_weight": self.norm.weight.data,
+                "head.in_scale": self.head.in_scale,
+            }
+            found |= _weight("head", self.head.packed)
+        for index, mixer in enumerate(self.mixers):
+            found |= {f"blocks.{index}.{name}": t for name, t in _block_tensors(mixer).items()}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _expect(module: Any, kind: type, name: str) -> Any:
+    if not isinstance(module, kind):
+        raise ValueError(
+            f"LanguageRunner: expected {name} to be a {kind.__name__}, got {type(module).__name__}; "
+            "quantize the model first"
+        )
+    return module
+
+
+def _mixer(layer: nn.Module, index: int) -> IntegerMixer:
+    block = layer.block if isinstance(layer, QuantMambaSsmBlock) else layer
+    executor = _expect(block, QuantMambaBlock, f"block {index}").executor
+    if not isinstance(executor, IntegerMixer):
+        raise ValueError(
+            f"LanguageRunner: expected Fidelity.INTEGER in block {index}, got an emulated block"
+        )
+    return executor
+
+
+def _check_layout(layout: BlockLayout) -> None:
+    """What the native call knows: RMSNorm, one causal convolution, one forward route, a gate, a residual skip."""
+    found = {
+        "norm": layout.norm is NormKind.RMS,
+        "gate": layout.has_gate,
+        "route": layout.is_sequential,
+        "skip": layout.skip is Skip.RESIDUAL,
+        "out_norm": layout.out_norm is None,
+        "squeeze": layout.excite_dim is None,
+        "in_rotation": not layout.has_in_rotation,
+    }
+    wrong = [name for name, fits in found.items() if not fits]
+    if wrong:
+        raise ValueError(
+            f"LanguageRunner: expected the blocks of a language model, got another {', '.join(wrong)}"
+        )
+
+
+def _weight(name: str, weight: GemmWeight) -> dict[str, Tensor | None]:
+    return {
+        f"{name}.packed": weight.packed,
+        f"{name}.scale": weight.scale,
+        f"{name}.acc_offset": weight.acc_offset,
+        f"{name}.bias": weight.bias,
+    }
+
+
+def _block_tensors(mixer: IntegerMixer) -> dict[str, Tensor | None]:
+    packed, branch = mixer.packed, mixer.packed.branches[0]
+    conv, runtime = packed.convs[0], mixer.branches[0]
+    return {
+        "norm_weight": mixer.entry.weight,
+        "in_scale": packed.in_scale,
+        **_weight("in_proj", mixer.in_proj),
+        "xz_scale": packed.xz_scale,
+        "conv_weight": conv.weight,
+        "conv_weight_scale": conv.weight_scale,
+        "conv_bias": conv.bias,
+        "x_scale": conv.x_scale,
+        "x_zero_point": conv.x_zero_point,
+        **_weight("x_proj", runtime.x_proj),
+        "dtBC_scale": branch.dtBC_scale,
+        **_weight("dt_proj", runtime.dt_proj),
+        "dt_bias": branch.dt_bias,
+        "A": branch.A,
+        "D": branch.D,
+        "readout_scale": branch.readout_scale if packed.layout.quantize_readout else None,
+        "gate_scale": packed.gate_scale,
+        "out_scale": packed.out_scale,
+        **_weight("out_proj", mixer.exit.out_proj),
+    }
