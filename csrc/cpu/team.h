@@ -56,7 +56,7 @@ class Team {
   void run_part(int64_t part, uint64_t job);
   void follow(int64_t part);
 
-  const Threads& pool_;
+  const Threads pool_;
   int64_t size_;
   Job job_;
   // The number of the newest job times kPartsRange, plus its parts: both in one word, since a thread

@@ -150,7 +150,7 @@ class _Parts:
     """The modules of a quantized language model, checked."""
 
     def __init__(self, model: nn.Module) -> None:
-        backbone = getattr(model, "backbone", None)
+        backbone: Any = getattr(model, "backbone", None)
         layers = getattr(backbone, "layers", None)
         if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
             raise ValueError(
