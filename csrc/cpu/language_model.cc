@@ -58,6 +58,7 @@ struct Activations {
               Arena* arena) {
     const int64_t rows = cut.block_rows();
     stream = arena->take<float>(cut.chunk_rows(batch) * m.hidden);
+    last = arena->take<float>(batch * m.hidden);
     ids = arena->take<int64_t>(cut.chunk_rows(batch));
     q = arena->take<int8_t>(larger(rows, batch) * m.hidden);
     xz = arena->take<int8_t>(rows * 2 * m.dim);
@@ -69,7 +70,7 @@ struct Activations {
     gemm = arena->take<int8_t>(gemm_bytes);
   }
 
-  float* stream;
+  float *stream, *last;
   int64_t* ids;
   int8_t *q, *xz, *x, *dtBC;
   float* dt;
@@ -91,10 +92,20 @@ class Runner {
   Status run() {
     for (int64_t begin = 0; begin < p_.seqlen; begin += cut_.steps) {
       const int64_t steps = smaller(cut_.steps, p_.seqlen - begin);
-      embed(begin, steps);
+      if (p_.ids != nullptr) {
+        embed(begin, steps);
+      } else {
+        copy_rows(p_.x + begin * m_.hidden, p_.seqlen, act_.stream, steps, steps);
+      }
       for (int64_t layer = 0; layer < m_.num_blocks; ++layer) run_layer(layer, steps);
-      if (begin + steps == p_.seqlen) keep_last(steps);
+      if (p_.y != nullptr) {
+        copy_rows(act_.stream, steps, p_.y + begin * m_.hidden, p_.seqlen, steps);
+      }
+      if (begin + steps == p_.seqlen) {
+        copy_rows(act_.stream + (steps - 1) * m_.hidden, steps, act_.last, 1, 1);
+      }
     }
+    if (p_.last != nullptr) copy_rows(act_.last, 1, p_.last, 1, 1);
     if (p_.logits != nullptr) run_head();
     return status_;
   }
@@ -297,15 +308,17 @@ class Runner {
     note(hadamard_quantize(h, threads_));
   }
 
-  void keep_last(int64_t steps) {
+  // So many tokens of the stream of each sequence; strides in tokens, from sequence to sequence.
+  void copy_rows(const float* from, int64_t from_stride, float* to, int64_t to_stride,
+                 int64_t steps) const {
     for (int64_t b = 0; b < p_.batch; ++b) {
-      std::memcpy(p_.last_hidden + b * m_.hidden, act_.stream + ((b + 1) * steps - 1) * m_.hidden,
-                  static_cast<size_t>(m_.hidden) * sizeof(float));
+      std::memcpy(to + b * to_stride * m_.hidden, from + b * from_stride * m_.hidden,
+                  static_cast<size_t>(steps * m_.hidden) * sizeof(float));
     }
   }
 
   void run_head() {
-    norm(p_.batch, p_.last_hidden, m_.head_norm_weight, m_.head_norm_eps, m_.head_scale);
+    norm(p_.batch, act_.last, m_.head_norm_weight, m_.head_norm_eps, m_.head_scale);
     dequantize(p_.batch, act_.q, m_.hidden, m_.head, m_.head_scale, nullptr, p_.logits);
   }
 

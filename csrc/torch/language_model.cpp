@@ -73,8 +73,8 @@ int64_t size_of(const Sizes& sizes, const char* name) {
 
 class LanguageModelHolder : public torch::CustomClassHolder {
  public:
-  // sizes: hidden, dim, dstate, dt_rank, width, vocab, blocks; tensors: by the names of mambaquant/language_model.h.
-  // layout: of the packed weights. The tensors must not change afterwards.
+  // sizes: hidden, dim, dstate, dt_rank, width, blocks, and vocab where there is an embedding; tensors: by the names of
+  // mambaquant/language_model.h. layout: of the packed weights. The tensors must not change afterwards.
   LanguageModelHolder(const Sizes& sizes, int64_t layout, double norm_eps, bool rotates_out,
                       bool rotates_state, Tensors tensors)
       : tensors_(std::move(tensors)), layout_(layout), one_(at::ones({1})) {
@@ -83,7 +83,7 @@ class LanguageModelHolder : public torch::CustomClassHolder {
     model_.dstate = size_of(sizes, "dstate");
     model_.dt_rank = size_of(sizes, "dt_rank");
     model_.width = size_of(sizes, "width");
-    model_.vocab = size_of(sizes, "vocab");
+    if (sizes.contains("vocab")) model_.vocab = size_of(sizes, "vocab");
     model_.rotate_state = rotates_state;
     if (rotates_out) {
       const HadamardBase* base = find_hadamard_base(model_.dim);
@@ -101,39 +101,31 @@ class LanguageModelHolder : public torch::CustomClassHolder {
     model_.blocks = blocks_.data();
   }
 
-  // Advances the states by ids (batch, seqlen), and fills last_hidden (batch, hidden) and, where there is a head and
-  // logits are given, logits (batch, vocab). One call at a time; others wait.
-  void forward(const Tensor& ids, const Tensor& conv_state, const Tensor& ssm_state,
-               const Tensor& last_hidden, const OptionalTensor& logits) {
-    const auto layout = static_cast<int64_t>(cpu::current_isa());
-    TORCH_CHECK_NOT_IMPLEMENTED(layout == layout_, kOp.name, ": expected weights packed for ",
-                                cpu::isa_name(cpu::current_isa()),
-                                ", which is in use; make the model's runner again");
+  // Advances the states by `ids` (batch, seqlen), or by `x` (batch, seqlen, hidden) where ids is none, and fills what is
+  // given of y (batch, seqlen, hidden), last (batch, hidden) and logits (batch, vocab). One call at a time; others wait.
+  void forward(const OptionalTensor& ids, const OptionalTensor& x, const Tensor& conv_state,
+               const Tensor& ssm_state, const OptionalTensor& y, const OptionalTensor& last,
+               const OptionalTensor& logits) {
+    check_isa();
     const LanguageModel& m = model_;
     LanguageModelParams p;
     p.model = &m;
-    check_dim(kOp, ids, 2, "ids");
-    p.batch = ids.size(0);
-    p.seqlen = ids.size(1);
-    TORCH_CHECK_VALUE(p.batch > 0 && p.seqlen > 0, kOp.name,
-                      ": expected ids of at least one sequence of one token, got shape ",
-                      ids.sizes());
-    check_parameter(kOp, ids, at::kLong, {p.batch, p.seqlen}, one_, "ids", "(batch, seqlen)");
-    check_ids(ids);
-    p.ids = ids.const_data_ptr<int64_t>();
+    read_input(ids, x, &p);
     check_parameter(kOp, conv_state, at::kChar, {m.num_blocks, p.batch, m.width - 1, m.dim}, one_,
                     "conv_state", "(blocks, batch, width - 1, dim)");
     check_parameter(kOp, ssm_state, at::kFloat, {m.num_blocks, p.batch, m.dstate, m.dim}, one_,
                     "ssm_state", "(blocks, batch, dstate, dim)");
-    check_parameter(kOp, last_hidden, at::kFloat, {p.batch, m.hidden}, one_, "last_hidden",
-                    "(batch, hidden)");
+    check_parameter(kOp, y, at::kFloat, {p.batch, p.seqlen, m.hidden}, one_, "y",
+                    "(batch, seqlen, hidden)");
+    check_parameter(kOp, last, at::kFloat, {p.batch, m.hidden}, one_, "last", "(batch, hidden)");
     check_parameter(kOp, logits, at::kFloat, {p.batch, m.vocab}, one_, "logits", "(batch, vocab)");
-    TORCH_CHECK_VALUE(!logits.has_value() || m.head.packed != nullptr, kOp.name,
+    TORCH_CHECK_VALUE(!logits.has_value() || m.head_norm_weight != nullptr, kOp.name,
                       ": expected no logits from a model without an int8 head");
     p.conv_state = conv_state.mutable_data_ptr<int8_t>();
     p.ssm_state = ssm_state.mutable_data_ptr<float>();
-    p.last_hidden = last_hidden.mutable_data_ptr<float>();
-    p.logits = logits.has_value() ? logits->mutable_data_ptr<float>() : nullptr;
+    p.y = mutable_data_or_null(y);
+    p.last = mutable_data_or_null(last);
+    p.logits = mutable_data_or_null(logits);
     const std::scoped_lock lock(mutex_);
     const Threads threads = torch_threads();
     const int64_t bytes =
@@ -146,6 +138,39 @@ class LanguageModelHolder : public torch::CustomClassHolder {
   }
 
  private:
+  static float* mutable_data_or_null(const OptionalTensor& t) {
+    return t.has_value() ? t->mutable_data_ptr<float>() : nullptr;
+  }
+
+  void check_isa() const {
+    const auto layout = static_cast<int64_t>(cpu::current_isa());
+    TORCH_CHECK_NOT_IMPLEMENTED(layout == layout_, kOp.name, ": expected weights packed for ",
+                                cpu::isa_name(cpu::current_isa()),
+                                ", which is in use; load the model again");
+  }
+
+  void read_input(const OptionalTensor& ids, const OptionalTensor& x,
+                  LanguageModelParams* p) const {
+    TORCH_CHECK_VALUE(ids.has_value() != x.has_value(), kOp.name, ": expected either ids or x");
+    const char* const name = ids.has_value() ? "ids" : "x";
+    const Tensor& input = ids.has_value() ? *ids : *x;
+    check_dim(kOp, input, ids.has_value() ? 2 : 3, name);
+    p->batch = input.size(0);
+    p->seqlen = input.size(1);
+    TORCH_CHECK_VALUE(p->batch > 0 && p->seqlen > 0, kOp.name, ": expected ", name,
+                      " of at least one sequence of one token, got shape ", input.sizes());
+    check_parameter(kOp, ids, at::kLong, {p->batch, p->seqlen}, one_, "ids", "(batch, seqlen)");
+    check_parameter(kOp, x, at::kFloat, {p->batch, p->seqlen, model_.hidden}, one_, "x",
+                    "(batch, seqlen, hidden)");
+    if (ids.has_value()) {
+      TORCH_CHECK_VALUE(model_.embedding != nullptr, kOp.name,
+                        ": expected x from a model without an embedding, got ids");
+      check_ids(*ids);
+    }
+    p->ids = data_or_null<int64_t>(ids);
+    p->x = data_or_null<float>(x);
+  }
+
   void check_ids(const Tensor& ids) const {
     const int64_t* values = ids.const_data_ptr<int64_t>();
     for (int64_t i = 0; i < ids.numel(); ++i) {
@@ -157,11 +182,10 @@ class LanguageModelHolder : public torch::CustomClassHolder {
   void read_ends(const Reader& reader, float eps) {
     LanguageModel& m = model_;
     const OptionalTensor table = reader.find("embedding");
-    TORCH_CHECK_VALUE(table.has_value(), kOp.name, ": expected a tensor embedding, got none");
-    if (table->scalar_type() == at::kHalf) {
+    if (table.has_value() && table->scalar_type() == at::kHalf) {
       m.embedding_dtype = DType::kF16;
       m.embedding = reader.take<at::Half>("embedding", {m.vocab, m.hidden});
-    } else {
+    } else if (table.has_value()) {
       m.embedding = reader.take<int8_t>("embedding", {m.vocab, m.hidden});
       m.embedding_scale = reader.take<float>("embedding_scale", {m.vocab});
     }

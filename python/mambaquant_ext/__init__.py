@@ -9,7 +9,7 @@ from mambaquant_ext.artifacts import CheckpointError, PackedModel
 from mambaquant_ext.checkpoint import load, save
 from mambaquant_ext.config import Fidelity, Granularity, Observer, Recipe, Rotation, recipe
 from mambaquant_ext.pipeline import quantize_
-from mambaquant_ext.run import QuantMambaBlock
+from mambaquant_ext.run import LanguageRunner, QuantMambaBlock, RunnerState
 from mambaquant_ext.selftest import self_test
 
 __version__ = "0.1.0"
@@ -18,11 +18,13 @@ __all__ = [
     "CheckpointError",
     "Fidelity",
     "Granularity",
+    "LanguageRunner",
     "Observer",
     "PackedModel",
     "QuantMambaBlock",
     "Recipe",
     "Rotation",
+    "RunnerState",
     "built_isas",
     "current_isa",
     "force_isa",

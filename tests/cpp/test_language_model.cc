@@ -145,7 +145,7 @@ struct Session {
     p.ids = part.data();
     p.conv_state = conv.data();
     p.ssm_state = ssm.data();
-    p.last_hidden = hidden.data();
+    p.last = hidden.data();
     p.logits = logits.data();
     const int64_t bytes =
         cpu::language_model_workspace_bytes(m, batch, p.seqlen, threads.num_threads);

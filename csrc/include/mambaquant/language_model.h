@@ -1,5 +1,7 @@
-// language_model: some tokens of a Mamba language model in one call, on the kernels of this folder.
-//   embedding -> blocks -> the last token of each sequence -> norm -> int8 head
+// language_model: some tokens of a Mamba language model, or of a few of its blocks, in one call on the
+// kernels of this folder.
+//   embedding, or a given stream -> blocks -> the stream, or of the last token of each sequence
+//   norm -> int8 head
 // A block is
 //   norm -> int8 -> in_proj -> int8 (x | z)
 //   x: conv, SiLU -> int8 -> x_proj -> int8 (dt | B | C); dt -> dt_proj -> float32
@@ -62,11 +64,11 @@ struct LanguageModel {
   const LanguageBlock* blocks = nullptr;
 
   DType embedding_dtype = DType::kI8;
-  const void* embedding = nullptr;         // (vocab, hidden)
+  const void* embedding = nullptr;         // (vocab, hidden) or null: streams alone
   const float* embedding_scale = nullptr;  // (vocab,) or null
 
   float head_norm_eps = 0.0f;
-  const float* head_norm_weight = nullptr;  // (hidden,)
+  const float* head_norm_weight = nullptr;  // (hidden,); null: no head
   const float* head_scale = nullptr;        // (1,), of the head's input
   LinearWeight head;                        // (vocab, hidden)
 };
@@ -74,13 +76,14 @@ struct LanguageModel {
 struct LanguageModelParams {
   const LanguageModel* model = nullptr;
   int64_t batch = 0, seqlen = 0;
-  const int64_t* ids = nullptr;  // (batch, seqlen), contiguous, in [0, vocab)
+  const int64_t* ids = nullptr;  // (batch, seqlen), contiguous, in [0, vocab); or null
+  const float* x = nullptr;  // (batch, seqlen, hidden), contiguous: the stream, where ids is null
   int8_t* conv_state = nullptr;  // (num_blocks, batch, width - 1, dim), read and written
   float* ssm_state = nullptr;    // (num_blocks, batch, dstate, dim), read and written
-  float* last_hidden =
-      nullptr;              // (batch, hidden): the stream behind the last block, before the norm
-  float* logits = nullptr;  // (batch, vocab), or null: no head
-  int8_t* workspace = nullptr;  // (language_model_workspace_bytes(...),), 64-byte aligned
+  float* y = nullptr;            // (batch, seqlen, hidden): the stream behind the blocks; or null
+  float* last = nullptr;         // (batch, hidden): of the last tokens; or null
+  float* logits = nullptr;       // (batch, vocab): of the last tokens; or null
+  int8_t* workspace = nullptr;   // (language_model_workspace_bytes(...),), 64-byte aligned
 };
 
 // Tokens, of all sequences together, that go through a layer before the next layer.

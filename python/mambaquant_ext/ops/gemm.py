@@ -9,7 +9,7 @@ from mambaquant_ext._load import current_isa
 
 # Layout ids are the numbers of the instruction sets (csrc/cpu/isa.h), or kCudaGemmLayout (mambaquant/gemm.h).
 _ISA_NAMES = ("scalar", "avx2", "avx512_vnni")
-_CUDA_LAYOUT = 16
+CUDA_LAYOUT = 16
 
 
 def pack_gemm_weight(weight: Tensor) -> tuple[Tensor, int]:
@@ -147,7 +147,7 @@ def _(weight: Tensor) -> tuple[Tensor, int]:
     n, k = weight.shape
     packed = weight.new_empty([(n + 31) // 32 * 32 * ((k + 15) // 16 * 16)])
     is_cuda = weight.device.type == "cuda"
-    return packed, _CUDA_LAYOUT if is_cuda else _ISA_NAMES.index(current_isa())
+    return packed, CUDA_LAYOUT if is_cuda else _ISA_NAMES.index(current_isa())
 
 
 @torch.library.register_fake("mambaquant::gemm")

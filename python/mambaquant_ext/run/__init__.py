@@ -2,5 +2,6 @@
 
 from mambaquant_ext.run.block import QuantMambaBlock
 from mambaquant_ext.run.modules import QuantEmbedding, QuantLinear
+from mambaquant_ext.run.runner import LanguageRunner, RunnerState
 
-__all__ = ["QuantEmbedding", "QuantLinear", "QuantMambaBlock"]
+__all__ = ["LanguageRunner", "QuantEmbedding", "QuantLinear", "QuantMambaBlock", "RunnerState"]

@@ -22,6 +22,7 @@ from mambaquant_ext.routes import Grid, ScanRoute, kernel_order
 from mambaquant_ext.run.emulate import emulated_weights, rounding_tap
 from mambaquant_ext.run.ends import BlockEntry, BlockExit
 from mambaquant_ext.run.modules import GemmWeight
+from mambaquant_ext.run.native import NativeBlocks, fits
 from mambaquant_ext.run.reading import x_scale_of
 
 # What the kernels take.
@@ -145,6 +146,7 @@ class IntegerMixer:
         ]
         self.branches = [_Branch(packed, b, index) for index, b in enumerate(layout.branches)]
         self.heads = _heads(layout)
+        self.native = NativeBlocks([self]) if fits(layout) else None
 
     def state_shapes(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Of MixerState.conv and .ssm."""
@@ -159,6 +161,8 @@ class IntegerMixer:
         grid: Grid,
     ) -> tuple[Tensor, MixerState | None]:
         """Residual stream (batch, seqlen, hidden) in and out, float32; see QuantMambaBlock."""
+        if self.native is not None and mask is None and self.native.can_run(hidden_states):
+            return self._forward_natively(self.native, hidden_states, state)
         batch, seqlen, _ = hidden_states.shape
         rows = hidden_states.reshape(batch * seqlen, self.layout.hidden).contiguous()
         q, skip = self.entry(rows)
@@ -175,6 +179,17 @@ class IntegerMixer:
         q, scale = self.exit(v)
         out = self.exit.out_proj.dequantize(q, scale, skip)
         return out.unflatten(0, (batch, seqlen)), state
+
+    def _forward_natively(
+        self, native: NativeBlocks, hidden_states: Tensor, state: MixerState | None
+    ) -> tuple[Tensor, MixerState]:
+        """The same bits from one call; a given state changes in place."""
+        if state is None:
+            conv, ssm = self.state_shapes(hidden_states.shape[0])
+            state = MixerState(torch.zeros(conv, dtype=torch.int8), torch.zeros(ssm))
+        out = torch.empty(hidden_states.shape)
+        native.forward(hidden_states.contiguous(), state.conv[None], state.ssm[None], out)
+        return out, state
 
     def _merged(self, walker: _Walker) -> Tensor:
         """(batch, seqlen, dim), float32: the routes' results as one, normalised and gated."""

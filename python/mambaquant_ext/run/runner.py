@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mambaquant_ext.artifacts import BlockLayout, NormKind, Skip
 from mambaquant_ext.model.hf import embedding_name
 from mambaquant_ext.run.block import QuantMambaBlock
 from mambaquant_ext.run.mixers import IntegerMixer
-from mambaquant_ext.run.modules import FinalNorm, GemmWeight, QuantEmbedding, QuantLinear
+from mambaquant_ext.run.modules import FinalNorm, QuantEmbedding, QuantLinear
+from mambaquant_ext.run.native import NativeBlocks, fits
 from mambaquant_ext.run.swap import QuantMambaSsmBlock
 
 
@@ -70,36 +70,8 @@ class LanguageRunner:
             (len(mixers), branch.dstate, layout.dim),
         )
         self._norm, self._head = parts.norm, parts.head
-        self.has_int8_head = parts.head.weight_scale is not None
-        sizes = {
-            "hidden": layout.hidden,
-            "dim": layout.dim,
-            "dstate": branch.dstate,
-            "dt_rank": branch.dt_rank,
-            "width": layout.convs[0].kernel[0],
-            "vocab": self.vocab_size,
-            "blocks": len(mixers),
-        }
-        self._native = torch.classes.mambaquant.LanguageModel(
-            sizes,
-            mixers[0].in_proj.layout,
-            layout.norm_eps,
-            layout.has_out_rotation,
-            layout.has_state_rotation,
-            parts.tensors(),
-        )
-
-    @classmethod
-    def of(cls, model: nn.Module) -> LanguageRunner:
-        """The runner of a model.
-
-        Args:
-            model: as for the constructor.
-
-        Raises:
-            ValueError: as the constructor.
-        """
-        return cls(model)
+        self.has_int8_head = parts.head.packed is not None
+        self.blocks = NativeBlocks(mixers, parts.embedding, parts.norm, parts.head)
 
     def new_state(self, batch: int = 1) -> RunnerState:
         """The state at the start of a sequence.
@@ -135,14 +107,16 @@ class LanguageRunner:
             IndexError: an id outside the vocabulary.
             NotImplementedError: another instruction set was forced since the model was made.
         """
-        hidden = torch.empty(ids.shape[0], self.hidden)
+        if ids.dtype != torch.int64:
+            raise TypeError(f"LanguageRunner: expected ids of dtype torch.int64, got {ids.dtype}")
         if not self.has_int8_head:
-            self._native.forward(ids, state.conv, state.ssm, hidden, None)
-            logits: Tensor = self._head(self._norm(hidden))
+            last = torch.empty(ids.shape[0], self.hidden)
+            self.blocks.forward(ids, state.conv, state.ssm, last=last)
+            logits: Tensor = self._head(self._norm(last))
             return logits if out is None else out.copy_(logits)
         if out is None:
             out = torch.empty(ids.shape[0], self.vocab_size)
-        self._native.forward(ids, state.conv, state.ssm, hidden, out)
+        self.blocks.forward(ids, state.conv, state.ssm, logits=out)
         return out
 
 
@@ -163,7 +137,10 @@ class _Parts:
         self.head = _expect(getattr(model, "lm_head", None), QuantLinear, "lm_head")
         self.mixers = [_mixer(layer, index) for index, layer in enumerate(layers)]
         self.layout = self.mixers[0].layout
-        _check_layout(self.layout)
+        if not fits(self.layout):
+            raise ValueError(
+                "LanguageRunner: expected blocks of a language model, got blocks of another structure"
+            )
         for index, mixer in enumerate(self.mixers):
             if mixer.layout != self.layout:
                 raise ValueError(
@@ -173,22 +150,6 @@ class _Parts:
             raise ValueError(
                 f"LanguageRunner: expected a model on the CPU, got one on {self.embedding.weight.device}"
             )
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by the name that the native model knows it by (mambaquant/language_model.h)."""
-        found: dict[str, Tensor | None] = {
-            "embedding": self.embedding.weight,
-            "embedding_scale": self.embedding.scale,
-        }
-        if self.head.packed is not None:
-            found |= {
-                "head.norm_weight": self.norm.weight.data,
-                "head.in_scale": self.head.in_scale,
-            }
-            found |= _weight("head", self.head.packed)
-        for index, mixer in enumerate(self.mixers):
-            found |= {f"blocks.{index}.{name}": t for name, t in _block_tensors(mixer).items()}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
 def _expect(module: Any, kind: type, name: str) -> Any:
@@ -208,56 +169,3 @@ def _mixer(layer: nn.Module, index: int) -> IntegerMixer:
             f"LanguageRunner: expected Fidelity.INTEGER in block {index}, got an emulated block"
         )
     return executor
-
-
-def _check_layout(layout: BlockLayout) -> None:
-    """What the native call knows: RMSNorm, one causal convolution, one forward route, a gate, a residual skip."""
-    found = {
-        "norm": layout.norm is NormKind.RMS,
-        "gate": layout.has_gate,
-        "route": layout.is_sequential,
-        "skip": layout.skip is Skip.RESIDUAL,
-        "out_norm": layout.out_norm is None,
-        "squeeze": layout.excite_dim is None,
-        "in_rotation": not layout.has_in_rotation,
-    }
-    wrong = [name for name, fits in found.items() if not fits]
-    if wrong:
-        raise ValueError(
-            f"LanguageRunner: expected the blocks of a language model, got another {', '.join(wrong)}"
-        )
-
-
-def _weight(name: str, weight: GemmWeight) -> dict[str, Tensor | None]:
-    return {
-        f"{name}.packed": weight.packed,
-        f"{name}.scale": weight.scale,
-        f"{name}.acc_offset": weight.acc_offset,
-        f"{name}.bias": weight.bias,
-    }
-
-
-def _block_tensors(mixer: IntegerMixer) -> dict[str, Tensor | None]:
-    packed, branch = mixer.packed, mixer.packed.branches[0]
-    conv, runtime = packed.convs[0], mixer.branches[0]
-    return {
-        "norm_weight": mixer.entry.weight,
-        "in_scale": packed.in_scale,
-        **_weight("in_proj", mixer.in_proj),
-        "xz_scale": packed.xz_scale,
-        "conv_weight": conv.weight,
-        "conv_weight_scale": conv.weight_scale,
-        "conv_bias": conv.bias,
-        "x_scale": conv.x_scale,
-        "x_zero_point": conv.x_zero_point,
-        **_weight("x_proj", runtime.x_proj),
-        "dtBC_scale": branch.dtBC_scale,
-        **_weight("dt_proj", runtime.dt_proj),
-        "dt_bias": branch.dt_bias,
-        "A": branch.A,
-        "D": branch.D,
-        "readout_scale": branch.readout_scale if packed.layout.quantize_readout else None,
-        "gate_scale": packed.gate_scale,
-        "out_scale": packed.out_scale,
-        **_weight("out_proj", mixer.exit.out_proj),
-    }
