@@ -10,6 +10,7 @@
 #include "mambaquant/hadamard.h"
 #include "mambaquant/norm.h"
 #include "mambaquant/quantize.h"
+#include "mambaquant/sampling.h"
 #include "mambaquant/selective_scan.h"
 
 // X(launcher, params struct)
@@ -26,7 +27,8 @@
   X(pack_gemm_weight, PackGemmWeightParams)                   \
   X(gemm, GemmParams)                                         \
   X(gemm_dequantize, GemmDequantizeParams)                    \
-  X(gemm_requantize, GemmRequantizeParams)
+  X(gemm_requantize, GemmRequantizeParams)                    \
+  X(sample, SampleParams)
 
 namespace mambaquant::cpu {
 

@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "torch/language_model.h"
+#include "torch/sampler.h"
 
 TORCH_LIBRARY(mambaquant, m) {
   // quantize. axis: none = per tensor, 0 = per token, 1 = per channel
@@ -64,4 +65,6 @@ TORCH_LIBRARY(mambaquant, m) {
 
   // A whole language model as one object (python/mambaquant_ext/run/runner.py).
   mambaquant::binding::register_language_model(m);
+  // Draws its next tokens (python/mambaquant_ext/generation/sampler.py).
+  mambaquant::binding::register_sampler(m);
 }

@@ -182,6 +182,34 @@ inline F32 hadamard_lanes(F32 a) {
   return {x};
 }
 
+struct Mask {
+  uint32_t v;
+};
+inline Mask operator&(Mask a, Mask b) { return {a.v & b.v}; }
+inline Mask mask_of(__m256 lanes) { return {static_cast<uint32_t>(_mm256_movemask_ps(lanes))}; }
+inline Mask above(F32 a, F32 b) { return mask_of(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)); }
+inline Mask at_most(F32 a, F32 b) { return mask_of(_mm256_cmp_ps(a.v, b.v, _CMP_LE_OQ)); }
+inline Mask first_lanes(int64_t n) { return {(1u << n) - 1u}; }
+template <typename T>
+inline int64_t pack_lanes(T* p, const T* lanes, uint32_t mask) {
+  int64_t count = 0;
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    p[count] = lanes[lane];
+    count += (mask >> lane) & 1u;
+  }
+  return count;
+}
+inline int64_t pack(float* p, F32 x, Mask mask) {
+  alignas(32) float lanes[kLanes];
+  store(lanes, x);
+  return mask.v == 0 ? 0 : pack_lanes(p, lanes, mask.v);
+}
+inline int64_t pack(int32_t* p, I32 x, Mask mask) {
+  alignas(32) int32_t lanes[kLanes];
+  store_i32(lanes, x);
+  return mask.v == 0 ? 0 : pack_lanes(p, lanes, mask.v);
+}
+
 inline F32 exp2_int(F32 n) {
   const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(biased, 23))};

@@ -157,6 +157,23 @@ inline F32 hadamard_lanes(F32 a) {
   return {x};
 }
 
+struct Mask {
+  __mmask16 v;
+};
+inline Mask operator&(Mask a, Mask b) { return {_kand_mask16(a.v, b.v)}; }
+inline Mask above(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)}; }
+inline Mask at_most(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
+inline Mask first_lanes(int64_t n) { return {lane_mask(n)}; }
+// Compressed in the register: compressing into memory is much slower on some processors.
+inline int64_t pack(float* p, F32 x, Mask mask) {
+  _mm512_storeu_ps(p, _mm512_maskz_compress_ps(mask.v, x.v));
+  return __builtin_popcount(mask.v);
+}
+inline int64_t pack(int32_t* p, I32 x, Mask mask) {
+  _mm512_storeu_si512(p, _mm512_maskz_compress_epi32(mask.v, x.v));
+  return __builtin_popcount(mask.v);
+}
+
 inline F32 exp2_int(F32 n) {
   const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))};

@@ -147,6 +147,22 @@ inline float reduce_max(F32 a) { return a.v; }
 inline F32 keep_first(F32 a, int64_t n) { return {n > 0 ? a.v : 0.0f}; }
 inline F32 hadamard_lanes(F32 a) { return a; }
 
+struct Mask {
+  bool v;
+};
+inline Mask operator&(Mask a, Mask b) { return {a.v && b.v}; }
+inline Mask above(F32 a, F32 b) { return {a.v > b.v}; }
+inline Mask at_most(F32 a, F32 b) { return {a.v <= b.v}; }
+inline Mask first_lanes(int64_t n) { return {n > 0}; }
+inline int64_t pack(float* p, F32 x, Mask mask) {
+  *p = x.v;
+  return mask.v;
+}
+inline int64_t pack(int32_t* p, I32 x, Mask mask) {
+  *p = x.v;
+  return mask.v;
+}
+
 // 2^n for an integer-valued n in [-126, 127].
 inline F32 exp2_int(F32 n) {
   return {float_of(static_cast<uint32_t>(static_cast<int32_t>(n.v) + 127) << 23)};

@@ -18,6 +18,9 @@
 //   reduce_add, reduce_max       over lanes
 //   keep_first(a, n)             first n lanes of a, the rest 0
 //   hadamard_lanes               unnormalised Sylvester transform across the lanes of one vector
+//   above(a, b), at_most(a, b)   Mask, the lanes where a > b, a <= b; first_lanes(n): the first n; & of two
+//   pack(T*, x, mask)            T in float (F32), int32_t (I32): the lanes of the mask, in order, next to each
+//                                other; returns how many, and may write kLanes
 //   exp2_int(n)                  2^n for integer-valued n in [-126, 127]
 //   scale_exp2(x, n)             x * 2^n for integer-valued n; where n leaves [-126, 127], AVX-512 goes on
 //                                to subnormals, 0 and inf and the others stay at the end of that range
