@@ -8,6 +8,7 @@ from mambaquant_ext._load import built_isas, current_isa, force_isa, forced_isa,
 from mambaquant_ext.artifacts import CheckpointError, PackedModel
 from mambaquant_ext.checkpoint import load, save
 from mambaquant_ext.config import Fidelity, Granularity, Observer, Recipe, Rotation, recipe
+from mambaquant_ext.generation import FinishReason, Generation, GenerationOptions, generate, stream
 from mambaquant_ext.pipeline import quantize_
 from mambaquant_ext.run import LanguageRunner, QuantMambaBlock, RunnerState
 from mambaquant_ext.selftest import self_test
@@ -17,6 +18,9 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "Fidelity",
+    "FinishReason",
+    "Generation",
+    "GenerationOptions",
     "Granularity",
     "LanguageRunner",
     "Observer",
@@ -29,10 +33,12 @@ __all__ = [
     "current_isa",
     "force_isa",
     "forced_isa",
+    "generate",
     "load",
     "quantize_",
     "recipe",
     "save",
     "self_test",
+    "stream",
     "supported_isas",
 ]

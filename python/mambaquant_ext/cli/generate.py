@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -13,96 +14,121 @@ from mambaquant_ext.checkpoint import load
 from mambaquant_ext.cli.console import print_json, quiet_libraries
 from mambaquant_ext.cli.models import is_quantized
 from mambaquant_ext.cli.options import ModelFolder
-from mambaquant_ext.cli.text import check_vocabulary, load_tokenizer
+from mambaquant_ext.cli.text import check_vocabulary, load_tokenizer, read_stdin, read_text
+from mambaquant_ext.generation import (
+    Generation,
+    GenerationOptions,
+    ModuleRunner,
+    Runner,
+    stream,
+)
 from mambaquant_ext.model.checkpoint import load_float_model, vision_config
+from mambaquant_ext.run import LanguageRunner
+
+STDIN = Path("-")
 
 
-class TextStream:
-    """A transformers streamer that decodes as tokens come and notes when they came."""
+def _prompt_text(prompt: str | None, file: Path | None) -> str:
+    if (prompt is None) == (file is None):
+        raise typer.BadParameter("expected one of --prompt and --prompt-file")
+    if prompt is not None:
+        return prompt
+    assert file is not None
+    return read_stdin() if file == STDIN else read_text(file)
 
-    def __init__(self, tokenizer: Any, prompt_tokens: int, echo: bool) -> None:
-        """Starts the clock."""
-        self.tokenizer, self.prompt_tokens, self.echo = tokenizer, prompt_tokens, echo
-        self.ids: list[int] = []
-        self.text = ""
-        self.start = self.first = self.last = time.perf_counter()
 
-    def put(self, value: torch.Tensor) -> None:
-        """Takes the prompt, then one token at a time."""
-        ids = value.flatten().tolist()
-        if self.prompt_tokens:
-            self.prompt_tokens = 0
-            return
-        self.last = time.perf_counter()
-        self.first = self.first if self.ids else self.last
-        self.ids += ids
-        text = self.tokenizer.decode(self.ids)
-        if text.endswith("\ufffd"):  # the middle of a character of several tokens
-            return
-        if self.echo:
-            sys.stdout.write(text[len(self.text) :])
-            sys.stdout.flush()
-        self.text = text
+def _open_model(folder: Path) -> tuple[Runner[Any], tuple[int, ...]]:
+    """What reads tokens, and the tokens that end a text."""
+    model = load(folder) if is_quantized(folder) else load_float_model(folder)
+    eos = model.generation_config.eos_token_id
+    eos_ids = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+    return LanguageRunner.of(model) if is_quantized(folder) else ModuleRunner(model), eos_ids
 
-    def end(self) -> None:
-        """Called after the last token."""
 
-    @property
-    def tokens_per_second(self) -> float:
-        """Decoding rate, after the first token."""
-        return (len(self.ids) - 1) / max(self.last - self.first, 1e-9) if len(self.ids) > 1 else 0.0
+def _report(prompt: str, result: Generation, as_json: bool) -> None:
+    (sequence,) = result.sequences
+    assert sequence.finish is not None
+    first_ms = result.time_to_first_token * 1e3
+    if as_json:
+        print_json(
+            {
+                "prompt": prompt,
+                "text": sequence.text,
+                "tokens": len(sequence.ids),
+                "finish_reason": sequence.finish.value,
+                "prompt_tokens": result.prompt_tokens,
+                "time_to_first_token_ms": first_ms,
+                "prompt_tokens_per_second": result.prompt_tokens_per_second,
+                "tokens_per_second": result.tokens_per_second,
+            }
+        )
+        return
+    sys.stdout.write("\n")
+    sys.stderr.write(
+        f"{result.prompt_tokens} prompt tokens at {result.prompt_tokens_per_second:.1f} tok/s, "
+        f"first token after {first_ms:.0f} ms, "
+        f"{len(sequence.ids)} tokens at {result.tokens_per_second:.1f} tok/s\n"
+    )
 
 
 def generate(
     model: ModelFolder,
-    prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")],
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Text to continue.")] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompt-file",
+            exists=True,
+            dir_okay=False,
+            allow_dash=True,
+            help="UTF-8 file with the text to continue; - reads stdin.",
+        ),
+    ] = None,
     tokens: Annotated[
         int, typer.Option("--tokens", min=1, help="Tokens to generate at most.")
     ] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="0 keeps all tokens.")] = 50,
+    top_p: Annotated[float, typer.Option(help="1 keeps all tokens.")] = 1.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1 makes tokens that were there before less likely.")
+    ] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="End before this text; may be repeated.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="For sampling.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Generate text and print the decoding rate."""
+    """Generate text and print the rates of reading and decoding."""
+    text = _prompt_text(prompt, prompt_file)
+    try:
+        options = GenerationOptions(
+            max_new_tokens=tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            stop=tuple(stop or ()),
+            seed=seed,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     with quiet_libraries():
         if vision_config(model) is not None:
             raise typer.BadParameter(f"expected a language model, got the vision model {model}")
         tokenizer = load_tokenizer(model)
-        ids = tokenizer.encode(prompt).ids
+        ids = tokenizer.encode(text).ids
         if not ids:
-            raise typer.BadParameter("expected at least one token", param_hint="--prompt")
-        runner = load(model) if is_quantized(model) else load_float_model(model)
-        input_ids = torch.tensor([ids])
-        check_vocabulary(input_ids, runner.config.vocab_size, model)
-        torch.manual_seed(seed)
-        stream = TextStream(tokenizer, len(ids), echo=not json)
+            raise typer.BadParameter("prompt: expected at least one token")
+        runner, eos_ids = _open_model(model)
+        prompt_ids = torch.tensor([ids])
+        check_vocabulary(prompt_ids, runner.vocab_size, model)
+        options = replace(options, eos_ids=eos_ids)
         if not json:
-            sys.stdout.write(prompt)
-        sampling: dict[str, Any] = {"do_sample": False}
-        if temperature > 0:
-            sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k}
-        runner.generate(
-            input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            max_new_tokens=tokens,
-            streamer=stream,
-            **sampling,
-        )
-    first_ms = (stream.first - stream.start) * 1e3
-    if json:
-        print_json(
-            {
-                "prompt": prompt,
-                "text": stream.text,
-                "tokens": len(stream.ids),
-                "time_to_first_token_ms": first_ms,
-                "tokens_per_second": stream.tokens_per_second,
-            }
-        )
-    else:
-        sys.stdout.write("\n")
-        sys.stderr.write(
-            f"{len(ids)} prompt tokens, first token after {first_ms:.0f} ms, "
-            f"{len(stream.ids)} tokens at {stream.tokens_per_second:.1f} tok/s\n"
-        )
+            sys.stdout.write(text)
+        steps = stream(runner, prompt_ids, options, tokenizer)
+        for step in steps:
+            if not json:
+                sys.stdout.write(step.pieces[0])
+                sys.stdout.flush()
+    _report(text, steps.result, json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,18 @@ def read_text(path: Path) -> str:
             return file.read()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected UTF-8 text ({error})") from None
+
+
+def read_stdin() -> str:
+    """All of stdin as a UTF-8 text, newlines as they are.
+
+    Raises:
+        ValueError: not UTF-8.
+    """
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"stdin: expected UTF-8 text ({error})") from None
 
 
 def token_windows(path: Path, tokenizer: Any, window: int) -> tuple[Tensor, float]:
