@@ -43,6 +43,11 @@ MOMENT_ERROR = 2e-5
 # Rounding to a grid, in steps: a half, and the float32 roundings of x / scale, 127 steps of 6e-8 each.
 HALF_STEP = 0.5 + 4e-5
 
+# Probabilities of the sampler against a softmax in float64. A difference of scores of up to 30 is rounded to 2^-20,
+# exp adds 2 units of 2^-24; a weight is rounded to 2^-41 of the largest.
+PROBABILITY_ERROR = 2e-6
+WEIGHT_ROUNDING = 2.0**-41
+
 # Normalised pixels against float64: x / 255, the mean and their difference are rounded to float32 at sizes up to 1
 # and divided by std, which is rounded too, as is the quotient. In units of 2^-24 (1 / std + |result|).
 NORMALISED_ROUNDINGS = 4

@@ -13,7 +13,14 @@ TOOLKIT = re.compile(r"^(cuda_|cuda\.h|cub/|cutlass|cute/|thrust/)")
 # of a shared function behind (csrc/cpu/simd/simd.h, NOTE(odr)).
 KERNEL_HEADERS = {"cstdint", "cmath", "cstring", "immintrin.h"}
 BINDING_MAY_KNOW = {"cpu/isa.h", "cuda/gemm_path.h", "cuda/gemm_plan.h", "cuda/gemm_tiles.h"}
-COMPILED_ONCE = {"isa.cc", "isa.h", "language_model.cc", "selective_scan_plan.cc", "team.cc", "team.h"}
+COMPILED_ONCE = {
+    "isa.cc",
+    "isa.h",
+    "language_model.cc",
+    "selective_scan_plan.cc",
+    "team.cc",
+    "team.h",
+}
 
 
 def includes(path):

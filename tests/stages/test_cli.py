@@ -1,5 +1,6 @@
 """The command line: results, exit codes, JSON on stdout alone, and one clear line for whatever a user gets wrong."""
 
+import io
 import json
 import os
 import shutil
@@ -171,6 +172,55 @@ def test_generate_prints_the_prompt_and_what_the_json_holds(as_json, command, wo
     assert "tok/s" in err
 
 
+def test_generate_reports_how_it_ended_and_how_fast(as_json, command, work):
+    options = ("generate", work / "int8", "--prompt", "The state of", "--tokens", "5")
+    values = as_json(*options)
+    assert values["finish_reason"] == "length"
+    assert values["prompt_tokens"] > 1
+    for rate in ("time_to_first_token_ms", "prompt_tokens_per_second", "tokens_per_second"):
+        assert values[rate] > 0, rate
+    _, _, err = command(*options)
+    assert f"{values['prompt_tokens']} prompt tokens" in err
+    assert "first token after" in err
+
+
+@pytest.mark.parametrize("folder", ["int8", "float"])
+def test_generate_takes_every_option_of_sampling(folder, as_json, work):
+    options = ("generate", work / folder, "--prompt", "The", "--tokens", "8", "--temperature", "2")
+    every = (*options, "--seed", "3", "--top-k", "0")
+    plain = as_json(*every)
+    assert as_json(*every)["text"] == plain["text"]
+    greedy = as_json(*options[:-2])["text"]
+    assert as_json(*every, "--top-p", "1e-9")["text"] == greedy
+    assert as_json(*options, "--top-k", "1")["text"] == greedy
+    assert as_json(*options[:-2], "--repetition-penalty", "1e9")["text"] != greedy
+
+
+@pytest.mark.parametrize("folder", ["int8", "float"])
+def test_generate_ends_before_a_stop_string(folder, as_json, work):
+    options = ("generate", work / folder, "--prompt", "The", "--tokens", "12")
+    text = as_json(*options)["text"]
+    stop = text[2:4]
+    values = as_json(*options, "--stop", "not in it", "--stop", stop)
+    assert values["text"] == text[: text.index(stop)]
+    assert values["finish_reason"] == "stop"
+    assert values["tokens"] < 12
+
+
+def test_generate_reads_its_prompt_from_a_file_or_stdin(as_json, work, tmp_path, monkeypatch):
+    prompt = "A Mamba ∑\n"
+    (tmp_path / "prompt.txt").write_bytes(prompt.encode())
+    options = ("--tokens", "4")
+    expected = as_json("generate", work / "int8", "--prompt", prompt, *options)
+    from_file = as_json(
+        "generate", work / "int8", "--prompt-file", tmp_path / "prompt.txt", *options
+    )
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(prompt.encode())))
+    from_stdin = as_json("generate", work / "int8", "--prompt-file", "-", *options)
+    for values in (from_file, from_stdin):
+        assert (values["prompt"], values["text"]) == (prompt, expected["text"])
+
+
 def test_generate_runs_the_float_model_too(as_json, work):
     assert as_json("generate", work / "float", "--prompt", "The", "--tokens", "3")["tokens"] == 3
 
@@ -268,6 +318,15 @@ def test_bad_arguments_exit_with_2(command, work, tmp_path):
         (("generate", work / "int8", "--prompt", ""), ["at least one token"]),
         (("generate", work / "int8", "--prompt", "x", "--tokens", "0"), ["--tokens"]),
         (("generate", work / "int8", "--prompt", "x", "--temperature", "-1"), ["--temperature"]),
+        (("generate", work / "int8", "--prompt", "x", "--top-p", "0"), ["top_p", "above 0"]),
+        (("generate", work / "int8", "--prompt", "x", "--repetition-penalty", "0"), ["above 0"]),
+        (("generate", work / "int8", "--prompt", "x", "--stop", ""), ["stop", "not empty"]),
+        (("generate", work / "int8", "--prompt", "x", "--seed", str(2**63)), ["seed", "64 bits"]),
+        (
+            ("generate", work / "int8", "--prompt", "x", "--prompt-file", work / "text.txt"),
+            ["one of --prompt and --prompt-file"],
+        ),
+        (("generate", work / "int8", "--prompt-file", tmp_path / "nowhere"), ["nowhere"]),
         (("inspect", work / "float"), ["--calib"]),
     ):
         fails(command, 2, *arguments, says=says)
@@ -285,6 +344,13 @@ def test_text_that_cannot_be_used_exits_with_1(name, command, work, tmp_path):
     fails(command, 1, "eval", work / "int8", "--text", work / name, says=says)
     fails(command, 1, "inspect", work / "float", "--calib", work / name, says=says)
     assert not (tmp_path / "o").exists()
+
+
+def test_a_prompt_that_is_no_text_exits_with_1(command, work, monkeypatch):
+    options = ("generate", work / "int8", "--prompt-file")
+    fails(command, 1, *options, work / "latin1.txt", says=["latin1.txt", "UTF-8"])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"K\xe4se")))
+    fails(command, 1, *options, "-", says=["stdin", "UTF-8"])
 
 
 def test_too_little_calibration_text_exits_with_1(command, work, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import mambaquant_ext
 
 PACKAGE = Path(mambaquant_ext.__file__).parent
-FOLDERS = ("model", "calibrate", "transform", "pack", "evaluate")
+FOLDERS = ("model", "calibrate", "transform", "pack", "evaluate", "generation")
 STAGES = [
     *(PACKAGE / name for name in ("config.py", "images.py", "inspection.py")),
     *(path for name in FOLDERS for path in (PACKAGE / name).rglob("*.py")),

@@ -34,7 +34,11 @@ def _prompt_text(prompt: str | None, file: Path | None) -> str:
     if prompt is not None:
         return prompt
     assert file is not None
-    return read_stdin() if file == STDIN else read_text(file)
+    if file == STDIN:
+        return read_stdin()
+    if not file.is_file():
+        raise typer.BadParameter(f"expected a file, found none at {file}")
+    return read_text(file)
 
 
 def _open_model(folder: Path) -> tuple[Runner[Any], tuple[int, ...]]:
@@ -42,7 +46,7 @@ def _open_model(folder: Path) -> tuple[Runner[Any], tuple[int, ...]]:
     model = load(folder) if is_quantized(folder) else load_float_model(folder)
     eos = model.generation_config.eos_token_id
     eos_ids = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
-    return LanguageRunner.of(model) if is_quantized(folder) else ModuleRunner(model), eos_ids
+    return LanguageRunner(model) if is_quantized(folder) else ModuleRunner(model), eos_ids
 
 
 def _report(prompt: str, result: Generation, as_json: bool) -> None:
@@ -76,13 +80,7 @@ def generate(
     prompt: Annotated[str | None, typer.Option("--prompt", help="Text to continue.")] = None,
     prompt_file: Annotated[
         Path | None,
-        typer.Option(
-            "--prompt-file",
-            exists=True,
-            dir_okay=False,
-            allow_dash=True,
-            help="UTF-8 file with the text to continue; - reads stdin.",
-        ),
+        typer.Option("--prompt-file", help="UTF-8 file with the text to continue; - reads stdin."),
     ] = None,
     tokens: Annotated[
         int, typer.Option("--tokens", min=1, help="Tokens to generate at most.")

@@ -28,9 +28,15 @@ class Runner(Protocol[State]):
         ...
 
     def forward(self, ids: Tensor, state: State, out: Tensor | None = None) -> Tensor:
-        """Reads ids (batch, seqlen), advances the state, and returns the last token's logits.
+        """Reads tokens and says what may come next.
 
-        They are (batch, vocab), float32; `out` is a tensor from an earlier call that may be written again.
+        Args:
+            ids: (batch, seqlen), int64.
+            state: of the tokens before; advanced in place.
+            out: (batch, vocab), the result of an earlier call, which may be written again.
+
+        Returns:
+            (batch, vocab), float32: the logits behind the last token.
         """
         ...
 

@@ -66,7 +66,7 @@ class Sampler:
         """What `sample` would draw from; draws nothing.
 
         Args:
-            logits: as for sample.
+            logits: (batch, vocab), as for sample.
 
         Returns:
             (batch, vocab), float64.

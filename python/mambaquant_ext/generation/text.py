@@ -8,16 +8,22 @@ from typing import Protocol
 REPLACEMENT = "\ufffd"  # what decoders put for bytes that are no character, or not yet
 # An unfinished character has three bytes at most, and bytes have a replacement character each at most.
 _UNFINISHED = 3
-# Tokens that stay in the window: enough that where it begins does not change how the last of them are read.
+# Tokens that are decoded with each new one: at most _LONGEST, and mostly not more than _LONG.
+_LONG = 16
+_LONGEST = 32
 _CONTEXT = 8
-_MAX_WINDOW = 24
 
 
 class Tokenizer(Protocol):
     """What generation needs of a tokenizer: those of tokenizers and of transformers fit."""
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of tokens."""
+        """The text of tokens.
+
+        Args:
+            ids: the tokens.
+            skip_special_tokens: whether those that are no text are left out.
+        """
         ...
 
 
@@ -25,8 +31,9 @@ class IncrementalDecoder:
     """Decodes a sequence token by token, each in constant time.
 
     A window of the last tokens is decoded with each new one, since a token's text depends on its neighbours: bytes
-    of one character may lie in several, and some tokenizers drop a space at the start. What of the window's text has
-    been given out is counted from its end, where a shorter window has the same text.
+    of one character may lie in several, and some tokenizers drop a space at the start. A window that is long loses
+    its first tokens, up to a place where a character ended and behind which there is text. How much of its text has
+    been given out is counted from the end, where the shorter window has the same text.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
@@ -37,9 +44,12 @@ class IncrementalDecoder:
             prompt: tokens before, whose text is not given out.
         """
         self._tokenizer = tokenizer
-        self._window = list(prompt[-_CONTEXT:])
-        self._text = self._decode()
+        ends = [list(prompt[-length:]) for length in range(_LONG, _LONG - 4, -1)]
+        # One of four ends of the prompt begins where a character does.
+        self._window = min(ends, key=lambda end: self._decode(end).count(REPLACEMENT))
+        self._text = self._decode(self._window)
         self._given = len(self._text.rstrip(REPLACEMENT))
+        self._boundary = 0  # in the window: behind the last token that ended a character
 
     def push(self, token: int) -> str:
         """The text that a token completes: often a word, "" within a character.
@@ -48,25 +58,32 @@ class IncrementalDecoder:
             token: the next one.
         """
         self._window.append(token)
-        self._text = self._decode()
+        self._text = self._decode(self._window)
         piece = self._give(len(self._text.rstrip(REPLACEMENT)))
-        return piece if len(self._window) <= _MAX_WINDOW else piece + self._shorten()
+        if piece and self._given == len(self._text):
+            if len(self._window) > _LONG:
+                self._drop(self._boundary)
+            self._boundary = len(self._window)
+        elif (
+            len(self._window) > _LONGEST
+        ):  # what has been no character for so long never will be one
+            piece += self._give(len(self._text) - _UNFINISHED)
+            self._drop(len(self._window) - _CONTEXT)
+            self._boundary = 0
+        return piece
 
     def finish(self) -> str:
         """The rest: an unfinished character as a replacement character."""
         return self._give(len(self._text))
 
-    def _decode(self) -> str:
-        return self._tokenizer.decode(self._window, skip_special_tokens=True)
+    def _decode(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=True)
 
-    def _shorten(self) -> str:
-        """Drops tokens whose text is out; bytes that made no character for so long never will, and go out too."""
-        piece = self._give(len(self._text) - _UNFINISHED)
+    def _drop(self, count: int) -> None:
         held = len(self._text) - self._given
-        del self._window[:-_CONTEXT]
-        self._text = self._decode()
+        del self._window[:count]
+        self._text = self._decode(self._window)
         self._given = max(len(self._text) - held, 0)
-        return piece
 
     def _give(self, end: int) -> str:
         piece = self._text[self._given : end]
