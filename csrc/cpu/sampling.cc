@@ -51,7 +51,7 @@ inline F32 load_or(const float* p, int64_t n, float rest) {
   return load(lanes);
 }
 
-// Finite floats, and infinities at the ends, as integers in the same order; both zeros are 0.
+// Finite floats, and infinities at the ends, as integers in the same order; both zeros, which are equal, are 0.
 inline int64_t key_of(float x) {
   int32_t bits;
   std::memcpy(&bits, &x, sizeof(bits));
@@ -242,8 +242,7 @@ bool Row::score(const float* logits) const {
     const int64_t size = p.vocab - begin < kGroup ? p.vocab - begin : kGroup;
     F32 top = set1(kMinusInf);
     for_each_vector(size, [&](int64_t i, int64_t n) {
-      // Adding 0 makes -0 a 0: equal scores have equal keys.
-      const F32 z = load_or(logits + begin + i, n, kMinusInf) / divisor + set1(0.0f);
+      const F32 z = load_or(logits + begin + i, n, kMinusInf) / divisor;
       store(scores + begin + i, z, n);
       top = max(top, z);
       check = check + max(lowest, z) * set1(0.0f);  // NaN for +inf and NaN; -inf is replaced
