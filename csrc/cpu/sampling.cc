@@ -220,7 +220,7 @@ struct Row {
   bool is_greedy() const { return p.temperature == 0.0f; }
   const float* penalised() const;
   bool score(const float* logits) const;
-  int64_t first_largest(const float* maxima, float best) const;
+  int64_t first_largest(const float* logits, float best) const;
   Candidates keep_top_k() const;
   Candidates keep_top_p(const Candidates& in, int64_t total) const;
   int64_t draw(const Candidates& candidates, int64_t total) const;
@@ -245,7 +245,7 @@ const float* Row::penalised() const {
   return scores;
 }
 
-// Fills scores and maxima; false where a score is NaN or +inf.
+// Fills scores, which greedy has no use for, and maxima; false where a score is NaN or +inf.
 bool Row::score(const float* logits) const {
   const F32 divisor = set1(is_greedy() ? 1.0f : p.temperature);
   const F32 lowest = set1(-3.402823466e38f);
@@ -255,7 +255,7 @@ bool Row::score(const float* logits) const {
     F32 top = set1(kMinusInf);
     for_each_vector(size, [&](int64_t i, int64_t n) {
       const F32 z = load_or(logits + begin + i, n, kMinusInf) / divisor;
-      store(scores + begin + i, z, n);
+      if (!is_greedy()) store(scores + begin + i, z, n);
       top = max(top, z);
       check = check + max(lowest, z) * set1(0.0f);  // NaN for +inf and NaN; -inf is replaced
     });
@@ -264,11 +264,12 @@ bool Row::score(const float* logits) const {
   return reduce_add(check) == 0.0f;
 }
 
-int64_t Row::first_largest(const float* maxima, float best) const {
+// The first of the logits that equals the largest of them.
+int64_t Row::first_largest(const float* logits, float best) const {
   int64_t slot = 0;
-  while (maxima[slot] != best) ++slot;
+  while (kept[slot] != best) ++slot;
   int64_t i = slot / kLanes * kGroup;
-  while (scores[i] != best) ++i;
+  while (logits[i] != best) ++i;
   return i;
 }
 
@@ -329,11 +330,12 @@ void Row::write_weights(const Candidates& candidates) const {
 }
 
 int64_t Row::sample() const {
-  if (!score(penalised())) return kSampleNotFinite;
+  const float* const logits = penalised();
+  if (!score(logits)) return kSampleNotFinite;
   const float best = range_of(kept, num_maxima()).high;
   if (best == kMinusInf) return kSampleNoToken;
   if (is_greedy()) {
-    const int64_t token = first_largest(kept, best);
+    const int64_t token = first_largest(logits, best);
     float one = 1.0f;
     auto id = static_cast<int32_t>(token);
     if (p.weights != nullptr) write_weights({&one, &id, 1});
