@@ -331,6 +331,20 @@ class Runner {
   Status status_ = Status::ok();
 };
 
+// What a kernel would refuse half-way, when states have changed already.
+Status check_sizes(const LanguageModelParams& p) {
+  const LanguageModel& m = *p.model;
+  if (p.batch == 0 || p.seqlen == 0) {
+    return Status::unsupported("expected at least one sequence of at least one token");
+  }
+  if (m.width < 2 || m.width > 4) return Status::unsupported("expected width 2, 3 or 4");
+  if (m.dstate > kMaxDState) return Status::unsupported("expected dstate of at most 256");
+  if (larger(larger(m.hidden, m.dim), m.dt_rank) > kMaxKWithOffset) {
+    return Status::unsupported("expected hidden, dim and dt_rank of at most 65536");
+  }
+  return Status::ok();
+}
+
 }  // namespace
 
 int64_t language_model_workspace_bytes(const LanguageModel& model, int64_t batch, int64_t seqlen,
@@ -341,10 +355,8 @@ int64_t language_model_workspace_bytes(const LanguageModel& model, int64_t batch
 }
 
 Status language_model(const LanguageModelParams& p, const Threads& threads) {
-  if (p.batch == 0 || p.seqlen == 0) {
-    return Status::unsupported("expected at least one sequence of at least one token");
-  }
-  Status status = Status::ok();
+  Status status = check_sizes(p);
+  if (!status.is_ok()) return status;
   Team team(threads);
   team.run([&](const Threads& awake) { status = Runner(p, awake).run(); });
   return status;

@@ -204,11 +204,21 @@ void test_cuts(const LanguageModel& m, int64_t batch, int64_t seqlen) {
   }
 }
 
-void test_no_tokens(const LanguageModel& m) {
-  LanguageModelParams p;
-  p.model = &m;
-  p.batch = 1;
-  CHECK(cpu::language_model(p, serial()).code == Status::Code::kUnsupported);
+// Refused before anything is read: all pointers are null.
+void test_refusals(const LanguageModel& good) {
+  const auto is_refused = [](const LanguageModel& m, int64_t seqlen) {
+    LanguageModelParams p;
+    p.model = &m;
+    p.batch = 1;
+    p.seqlen = seqlen;
+    return cpu::language_model(p, serial()).code == Status::Code::kUnsupported;
+  };
+  CHECK(is_refused(good, 0));
+  LanguageModel wide = good, deep = good, large = good;
+  wide.width = 5;
+  deep.dstate = 512;
+  large.dim = 1 << 17;
+  CHECK(is_refused(wide, 1) && is_refused(deep, 1) && is_refused(large, 1));
 }
 
 }  // namespace
@@ -226,7 +236,7 @@ int main() {
     test_cuts(plain.model, 2, 70);
     const Model float_readout(16, false, true);
     test_cuts(float_readout.model, 2, 70);
-    test_no_tokens(rotated.model);
+    test_refusals(rotated.model);
   });
   return result();
 }
