@@ -13,7 +13,11 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
+
 import mambaquant_ext.ops
+
+EAGER, COMPILED = "torch eager", "torch.compile"
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class BenchCase:
         check: compares with the float64 reference and raises; a wrong kernel has no speed.
         bytes_moved: each input once and each output once.
         operations: a multiply and an add count as two.
-        baselines: name to callable, timed beside the operator.
+        baselines: name to callable, timed beside the operator. EAGER is the same computation in plain
+            torch, which a run may have compiled too.
         arithmetic: which arithmetic roof applies, "int8" or "float32".
         working_set_bytes: what successive calls touch before they come back to the same bytes. None
             stands for bytes_moved: every call works on the same tensors, which stay in the caches
@@ -114,15 +119,30 @@ def timing_of(values: list[float]) -> Timing:
 
 
 def measure(
-    case: BenchCase, seconds: float = 0.5, minimum_rounds: int = 7, timer: Timer = interleave
+    case: BenchCase,
+    seconds: float = 0.5,
+    minimum_rounds: int = 7,
+    timer: Timer = interleave,
+    compiled: bool = False,
 ) -> dict[str, Timing]:
     """Checks the case, then times it as "ours" beside its baselines.
+
+    Args:
+        case: to time.
+        seconds: of sampling per callable.
+        minimum_rounds: samples per callable at least.
+        timer: as interleave.
+        compiled: time torch.compile of the case's EAGER too, unless it comes with a COMPILED of its own.
 
     Raises:
         AssertionError: the kernel is wrong; nothing has been timed then.
     """
     case.check()
-    return timer({"ours": case.run, **case.baselines}, seconds, minimum_rounds)
+    runs = {"ours": case.run, **case.baselines}
+    if compiled and EAGER in runs and COMPILED not in runs:
+        torch.compiler.reset()  # one code object, compiled for many shapes, falls back to eager
+        runs[COMPILED] = torch.compile(runs[EAGER], dynamic=False)
+    return timer(runs, seconds, minimum_rounds)
 
 
 def optional(module: str, name: str) -> Callable[..., object] | None:

@@ -59,6 +59,11 @@ def place_of(working_set: int) -> str:
     return "L3" if working_set <= cache_bytes(3) else "memory"
 
 
+def allowed_cores() -> list[int]:
+    """The cores that this process may use; empty where the system cannot pin."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+
+
 def pin(threads: int) -> list[int]:
     """Confines this process to as many cores as it has threads, the first that it may use.
 
@@ -72,15 +77,25 @@ def pin(threads: int) -> list[int]:
         ValueError: fewer cores than threads.
     """
     torch.set_num_threads(threads)
-    if not hasattr(os, "sched_setaffinity"):
+    allowed = allowed_cores()
+    if not allowed:
         return []
-    allowed = sorted(os.sched_getaffinity(0))
     if len(allowed) < threads:
         raise ValueError(
             f"--threads: expected at most {len(allowed)} (cores allowed), got {threads}"
         )
     os.sched_setaffinity(0, allowed[:threads])
     return allowed[:threads]
+
+
+def available_bytes() -> int:
+    """Memory that new processes may take; 0 where the system does not tell."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    found = re.search(r"^MemAvailable:\s*(\d+) kB$", text, re.MULTILINE)
+    return int(found.group(1)) << 10 if found else 0
 
 
 def describe(pinned_cores: list[int]) -> dict[str, Any]:

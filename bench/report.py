@@ -74,11 +74,18 @@ def case_row(
 
 
 def write_json(values: dict[str, Any], path: Path) -> None:
-    """One document, rows one a line each to be readable in a diff."""
+    """One document; every list of rows has one a line, to be readable in a diff."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = ",\n".join("  " + json.dumps(row) for row in values["rows"])
-    rest = json.dumps({k: v for k, v in values.items() if k != "rows"}, indent=1)
-    path.write_text(f'{rest[:-2]},\n "rows": [\n{rows}\n ]\n}}\n', encoding="utf-8")
+    parts = [f" {json.dumps(name)}: {_part(value)}" for name, value in values.items()]
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+
+
+def _part(value: Any) -> str:
+    """A value of the document."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        rows = ",\n".join(f"  {json.dumps(row)}" for row in value)
+        return f"[\n{rows}\n ]"
+    return json.dumps(value, indent=1).replace("\n", "\n ")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -147,8 +154,9 @@ def machine_lines(values: dict[str, Any]) -> list[str]:
         roofs = values["roofs"]
         copies = ", ".join(f"{place} {rate / 1e9:.0f}" for place, rate in roofs["copy"].items())
         rates = ", ".join(f"{k} {rate / 1e9:.0f}" for k, rate in roofs["arithmetic"].items())
+        read = f"; read (GB/s) {roofs['read'] / 1e9:.0f}" if roofs.get("read") else ""
         lines.append(
-            f"roofs: copy (GB/s) {copies}; arithmetic (Gop/s) {rates}; "
+            f"roofs: copy (GB/s) {copies}{read}; arithmetic (Gop/s) {rates}; "
             f"empty call {roofs['call_us']:.1f} us"
         )
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,11 +25,13 @@ class Roofs:
         copy: bytes per second, read and written, of a copy that stays in L2, in L3, or in neither.
         arithmetic: operations per second of torch's int8 ("int8") and float32 matrix products.
         call_us: microseconds of an operator call that has next to nothing to do.
+        read: bytes per second of reading main memory alone; None where it is not probed.
     """
 
     copy: dict[str, float]
     arithmetic: dict[str, float]
     call_us: float
+    read: float | None = None
 
     def best(self, other: Roofs) -> Roofs:
         """The higher of both, roof by roof: a disturbed probe must not lower one."""
@@ -36,6 +39,7 @@ class Roofs:
             {place: max(rate, other.copy[place]) for place, rate in self.copy.items()},
             {kind: max(rate, other.arithmetic[kind]) for kind, rate in self.arithmetic.items()},
             min(self.call_us, other.call_us),
+            max((rate for rate in (self.read, other.read) if rate is not None), default=None),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,7 +53,7 @@ def measure_roofs() -> Roofs:
     sizes = {"L2": l2 // 2, "L3": max(L3_PROBE_BYTES, 4 * l2), "memory": 2 * cold_bytes()}
     copy = {place: copy_bandwidth(size // 2) for place, size in sizes.items()}
     arithmetic = {"int8": int8_gemm_rate(), "float32": float32_gemm_rate()}
-    return Roofs(copy, arithmetic, call_microseconds())
+    return Roofs(copy, arithmetic, call_microseconds(), read_bandwidth())
 
 
 def copy_bandwidth(size_bytes: int, timer: Timer = interleave) -> float:
@@ -60,11 +64,30 @@ def copy_bandwidth(size_bytes: int, timer: Timer = interleave) -> float:
     return 2 * size_bytes / (timing.best_us * 1e-6)
 
 
-def int8_gemm_rate(size: int = GEMM_SIZE, timer: Timer = interleave) -> float:
-    """Operations per second of torch._int_mm."""
+def memory_reads() -> tuple[int, dict[str, Callable[[], torch.Tensor]]]:
+    """Calls that read so many bytes, which no cache holds: torch's quickest reductions over them."""
+    source = torch.ones(2 * cold_bytes() // 4)
+    views = {"float32": source, "int64": source.view(torch.int64)}
+    return 4 * source.numel(), {name: view.sum for name, view in views.items()}
+
+
+def read_bandwidth(timer: Timer = interleave) -> float:
+    """Bytes per second of reading main memory."""
+    size, reads = memory_reads()
+    timings = timer(reads, PROBE_SECONDS)
+    return size / (min(timing.best_us for timing in timings.values()) * 1e-6)
+
+
+def int8_gemm(size: int = GEMM_SIZE) -> Callable[[], torch.Tensor]:
+    """A call of torch._int_mm, of 2 * size**3 operations."""
     a = torch.ones(size, size, dtype=torch.int8)
     b = torch.ones(size, size, dtype=torch.int8).T
-    timing = timer({"gemm": lambda: torch._int_mm(a, b)}, PROBE_SECONDS)["gemm"]
+    return lambda: torch._int_mm(a, b)
+
+
+def int8_gemm_rate(size: int = GEMM_SIZE, timer: Timer = interleave) -> float:
+    """Operations per second of torch._int_mm."""
+    timing = timer({"gemm": int8_gemm(size)}, PROBE_SECONDS)["gemm"]
     return 2 * size**3 / (timing.best_us * 1e-6)
 
 

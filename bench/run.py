@@ -25,10 +25,11 @@ class Preset(str, Enum):
 
     QUICK = "quick"
     FULL = "full"
+    CPU = "cpu"
 
 
-DEFAULT_SECONDS = {Preset.QUICK: 0.4, Preset.FULL: 0.08}
-MINIMUM_ROUNDS = {Preset.QUICK: 7, Preset.FULL: 5}
+DEFAULT_SECONDS = {Preset.QUICK: 0.4, Preset.FULL: 0.08, Preset.CPU: 0.2}
+MINIMUM_ROUNDS = {Preset.QUICK: 7, Preset.FULL: 5, Preset.CPU: 5}
 
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="Default: the cores this process may use.")
@@ -64,6 +65,7 @@ def collect(
     minimum_rounds: int = 7,
     probe: Callable[[], Roofs] = measure_roofs,
     progress: Callable[[str], None] = lambda _what: None,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Roofs and rows. The roofs are probed before and after the cases; the better counts.
 
@@ -73,6 +75,7 @@ def collect(
         minimum_rounds: samples per callable at least.
         probe: measures the roofs.
         progress: called with each case's name before it runs.
+        compiled: time torch.compile too, which compiles for seconds a case.
 
     Returns:
         {"roofs": ..., "rows": [...]}, ready for JSON.
@@ -85,7 +88,7 @@ def collect(
     for case in cases:
         progress(f"{case.op} {case.shape}")
         try:
-            timings = measure(case, seconds, minimum_rounds)
+            timings = measure(case, seconds, minimum_rounds, compiled=compiled)
         except AssertionError as error:
             raise AssertionError(f"{case.op} {case.shape}: wrong result: {error}") from error
         # Only the numbers are kept: a case holds its tensors.
@@ -106,9 +109,12 @@ def case_numbers(case: BenchCase) -> BenchCase:
 
 
 def run(
-    preset: Annotated[Preset, typer.Option(help="Shapes: quick, about a minute; full, many.")] = (
-        Preset.QUICK
-    ),
+    preset: Annotated[
+        Preset,
+        typer.Option(
+            help="Shapes: quick, about a minute; full, many; cpu, of bench.cpu, with torch.compile."
+        ),
+    ] = (Preset.QUICK),
     op: Annotated[
         list[str] | None, typer.Option("--op", help="Operator or group (gemm); may be repeated.")
     ] = None,
@@ -131,7 +137,7 @@ def run(
             "machine": prepare(threads, isa),
             **collect(
                 all_cases(preset.value, op or ()), span, MINIMUM_ROUNDS[preset],
-                progress=show_progress,
+                progress=show_progress, compiled=preset is Preset.CPU,
             ),
         }  # fmt: skip
     except ValueError as error:

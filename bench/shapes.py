@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+VOCABULARY = 50_280  # of the mamba checkpoints
+
 
 @dataclass(frozen=True)
 class LayerShape:
@@ -15,6 +17,38 @@ class LayerShape:
     dt_rank: int
     dstate: int = 16
     width: int = 4
+
+
+@dataclass(frozen=True)
+class LanguageShape:
+    """A language model: so many blocks of one shape between an embedding and a head that share a table."""
+
+    layer: LayerShape
+    layers: int
+    vocab: int = VOCABULARY
+
+    @property
+    def name(self) -> str:
+        """That of its layers."""
+        return self.layer.name
+
+    @property
+    def linear_weights(self) -> int:
+        """Weights of one layer's four matrix products."""
+        layer = self.layer
+        states = layer.dt_rank + 2 * layer.dstate
+        return layer.dim * (2 * layer.hidden + states + layer.dt_rank + layer.hidden)
+
+    @property
+    def parameters(self) -> int:
+        """Of all matrices: what sets the size of a file, to a few percent."""
+        return self.layers * self.linear_weights + self.vocab * self.layer.hidden
+
+    def state_bytes(self, batch: int) -> int:
+        """What a token reads and writes of the state: float32 of the scan, int8 of the convolution."""
+        layer = self.layer
+        scan, conv = 4 * layer.dstate * layer.dim, (layer.width - 1) * layer.dim
+        return 2 * batch * self.layers * (scan + conv)
 
 
 @dataclass(frozen=True)
@@ -45,19 +79,31 @@ M370 = LayerShape("mamba-370m", 1024, 2048, 64)
 M790 = LayerShape("mamba-790m", 1536, 3072, 96)
 M1400 = LayerShape("mamba-1.4b", 2048, 4096, 128)
 M2800 = LayerShape("mamba-2.8b", 2560, 5120, 160)
+LANGUAGE_MODELS = {
+    shape.name: shape
+    for shape in (LanguageShape(M130, 24), LanguageShape(M370, 48), LanguageShape(M1400, 48))
+}
 VIM_TINY = LayerShape("vim-tiny", 192, 384, 12)
 VIM_GRID = (14, 14)  # tokens of an image
 
-# By preset of bench.run (quick, full) and of bench.gpu (gpu-quick, gpu).
+# By preset of bench.run (quick, full, and cpu for bench.cpu) and of bench.gpu (gpu-quick, gpu).
 MODELS = {
     "quick": [M130],
+    "cpu": [M130],
     "full": [DOCS, M130, M370, M790, M1400, M2800],
     "gpu-quick": [M130, M2800],
     "gpu": [M130, M2800],
 }
-DECODE_TOKENS = {"quick": [1], "full": [1, 4, 16, 64], "gpu-quick": [1, 64], "gpu": [1, 8, 64]}
+DECODE_TOKENS = {
+    "quick": [1],
+    "cpu": [1, 8],
+    "full": [1, 4, 16, 64],
+    "gpu-quick": [1, 64],
+    "gpu": [1, 8, 64],
+}
 PREFILL_TOKENS = {
     "quick": [512],
+    "cpu": [64, 512, 2048],
     "full": [128, 512, 2048, 4096],
     "gpu-quick": [2048],
     "gpu": [512, 2048],
@@ -73,8 +119,9 @@ MSVMAMBA_TINY = [
 ]
 IMAGES = {
     "quick": [VMAMBA_TINY[1], MSVMAMBA_TINY[1]],
+    "cpu": [VMAMBA_TINY[1]],
     "full": [*VMAMBA_TINY, *MSVMAMBA_TINY],
     "gpu-quick": [VMAMBA_TINY[1], MSVMAMBA_TINY[1]],
     "gpu": [*VMAMBA_TINY, *MSVMAMBA_TINY],
 }
-IMAGE_BATCH = {"quick": [1], "full": [1, 8], "gpu-quick": [64], "gpu": [1, 64]}
+IMAGE_BATCH = {"quick": [1], "cpu": [1], "full": [1, 8], "gpu-quick": [64], "gpu": [1, 64]}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from bench.harness import BenchCase, optional
+from bench.harness import EAGER, BenchCase, optional
 from bench.shapes import DECODE_TOKENS, MODELS, PREFILL_TOKENS, LayerShape
 from mambaquant_ext import ops
 
@@ -79,10 +79,16 @@ def _prefill(model: LayerShape, seqlen: int) -> BenchCase:
     arguments = _arguments(model, 1, seqlen)
     x = torch.randn(1, model.dim, seqlen)
     weight, bias = torch.randn(model.dim, 1, model.width), torch.randn(model.dim)
+    out_scale, zero_point = arguments["out_scale"], arguments["out_zero_point"]
 
-    def torch_float() -> torch.Tensor:
+    def convolve(x: torch.Tensor) -> torch.Tensor:
         y = torch.nn.functional.conv1d(x, weight, bias, padding=model.width - 1, groups=model.dim)
         return torch.nn.functional.silu(y[..., :seqlen])
+
+    def torch_int8() -> torch.Tensor:
+        floating = (arguments["x"].float() * arguments["x_scale"]).transpose(1, 2)
+        q = (convolve(floating).transpose(1, 2) / out_scale + zero_point).round()
+        return q.clamp(-128, 127).to(torch.int8)
 
     elements = seqlen * model.dim
     return BenchCase(
@@ -93,7 +99,8 @@ def _prefill(model: LayerShape, seqlen: int) -> BenchCase:
         bytes_moved=2 * elements,
         operations=_operations(model, elements),
         baselines={
-            "torch float32": torch_float,
+            "torch float32": lambda: convolve(x),
+            EAGER: torch_int8,
             **(_float_prefill(model, seqlen) if x.is_cuda else {}),
         },
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.harness import BenchCase
+from bench.harness import EAGER, BenchCase
 from bench.machine import cold_bytes
 from bench.shapes import DECODE_TOKENS, MODELS, PREFILL_TOKENS, LayerShape
 from mambaquant_ext import ops
@@ -72,11 +72,18 @@ def _prefill(linear: Linear) -> Iterator[BenchCase]:
         **_float16(a, weight),
     }
 
+    def torch_dequantized() -> torch.Tensor:
+        return torch._int_mm(a, weight.T) * (linear.a_scale * linear.b_scale)
+
+    def torch_requantized() -> torch.Tensor:
+        return (torch_dequantized() / linear.out_scale).round().clamp(-127, 127).to(torch.int8)
+
     def case(
         op: str,
         run: Callable[[], torch.Tensor],
         expect: Callable[[torch.Tensor], torch.Tensor],
         out_bytes: int,
+        eager: Callable[[], torch.Tensor],
     ) -> BenchCase:
         rows = torch.linspace(0, m - 1, min(m, CHECKED_ROWS)).long()
 
@@ -85,21 +92,22 @@ def _prefill(linear: Linear) -> Iterator[BenchCase]:
 
         moved = m * k + n * k + m * n * out_bytes
         operations = 2 * m * n * k
-        return BenchCase(
-            op, linear.label, run, check, moved, operations, baselines, arithmetic="int8"
-        )
+        beside = {**baselines, EAGER: eager}
+        return BenchCase(op, linear.label, run, check, moved, operations, beside, arithmetic="int8")
 
     yield case(
         "gemm_dequantize",
         lambda: ops.gemm_dequantize(a, *packed, *scales),
         lambda rows: reference.gemm_dequantize(rows, weight, *scales),
         4,
+        torch_dequantized,
     )
     yield case(
         "gemm_requantize",
         lambda: ops.gemm_requantize(a, *packed, *scales, linear.out_scale),
         lambda rows: reference.gemm_requantize(rows, weight, *scales, linear.out_scale),
         1,
+        torch_requantized,
     )
 
 

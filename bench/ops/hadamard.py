@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from bench.harness import BenchCase, optional
+from bench.harness import EAGER, BenchCase, optional
 from bench.shapes import DECODE_TOKENS, MODELS, PREFILL_TOKENS
 from mambaquant_ext import ops
 
@@ -70,6 +70,7 @@ def _shape_cases(model: str, tokens: int, dim: int, dtype: torch.dtype) -> Itera
     baselines = {
         "copy": lambda: copies.copy_(x),
         "matmul": lambda: x.float() @ matrix,
+        EAGER: lambda: (x.float() @ matrix * (1 / scale)).round().clamp(-127, 127).to(torch.int8),
     }
     for name, given_scale, check in (
         ("static", scale, check_static),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from bench.harness import BenchCase
+from bench.harness import EAGER, BenchCase
 from bench.shapes import DECODE_TOKENS, MODELS, PREFILL_TOKENS
 from mambaquant_ext import ops
 
@@ -45,10 +45,10 @@ def _shape_cases(model: str, tokens: int, dim: int, dtype: torch.dtype) -> Itera
         expected = reference.norm_quantize(x, weight, bias, scale=scale, subtract_mean=True)[0]
         assert_int8_close(q, expected)
 
-    def torch_rms() -> torch.Tensor:
+    def torch_rms() -> tuple[torch.Tensor, torch.Tensor]:
         s = x.float() + residual
         y = torch.nn.functional.rms_norm(s, (dim,), weight, 1e-5)
-        return (y * (1 / scale)).round().clamp(-127, 127).to(torch.int8)
+        return (y * (1 / scale)).round().clamp(-127, 127).to(torch.int8), s
 
     def torch_layer() -> torch.Tensor:
         y = torch.nn.functional.layer_norm(x.float(), (dim,), weight, bias, 1e-5)
@@ -62,7 +62,7 @@ def _shape_cases(model: str, tokens: int, dim: int, dtype: torch.dtype) -> Itera
         check_rms,
         bytes_moved=(width + 9) * x.numel(),
         operations=(OPERATIONS + 1) * x.numel(),
-        baselines={"torch": torch_rms},
+        baselines={EAGER: torch_rms},
     )
     yield BenchCase(
         "rmsnorm_quantize",
@@ -80,5 +80,5 @@ def _shape_cases(model: str, tokens: int, dim: int, dtype: torch.dtype) -> Itera
         check_layer,
         bytes_moved=(width + 1) * x.numel(),
         operations=(OPERATIONS + 4) * x.numel(),
-        baselines={"torch": torch_layer},
+        baselines={EAGER: torch_layer},
     )

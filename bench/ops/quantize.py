@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from bench.harness import BenchCase
+from bench.harness import EAGER, BenchCase
 from bench.shapes import MODELS, PREFILL_TOKENS
 from mambaquant_ext import ops
 
@@ -40,7 +40,7 @@ def cases(preset: str) -> Iterator[BenchCase]:
                 bytes_moved=5 * x.numel(),
                 operations=4 * x.numel(),
                 baselines={
-                    "torch": lambda x=x, scale=scale: (
+                    EAGER: lambda x=x, scale=scale: (
                         (x * (1 / scale)).round().clamp(-127, 127).to(torch.int8)
                     )
                 },
@@ -60,5 +60,5 @@ def cases(preset: str) -> Iterator[BenchCase]:
                 check_back,
                 bytes_moved=5 * x.numel(),
                 operations=2 * x.numel(),
-                baselines={"torch": lambda q=q, scale=scale: q.float() * scale},
+                baselines={EAGER: lambda q=q, scale=scale: q.float() * scale},
             )

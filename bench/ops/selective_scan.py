@@ -1,7 +1,4 @@
-"""Bench cases of selective_scan and its update.
-
-There is no float baseline on a CPU: a loop over time in eager torch is two orders of magnitude slower.
-"""
+"""Bench cases of selective_scan and its update."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ import torch
 
 from bench.harness import BenchCase, optional
 from bench.shapes import DECODE_TOKENS, MODELS, PREFILL_TOKENS, VIM_GRID, VIM_TINY, LayerShape
+from bench.torch_scan import float_scans
 from mambaquant_ext import ops
 
 Arguments = dict[str, torch.Tensor]
@@ -74,7 +72,7 @@ def _check(run: Callable[[], object], arguments: Arguments, state: torch.Tensor 
 def _float_prefill(arguments: Arguments) -> dict[str, Callable[[], object]]:
     """Of mamba_ssm, a GPU package, where it is installed."""
     function = optional("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
-    if function is None or not arguments["x"].is_cuda:
+    if function is None:
         return {}
     # Channels first and contiguous, as it wants them.
     inputs = ((arguments[k] * 0.01).half() for k in ("x", "dt", "B", "C", "z"))
@@ -105,7 +103,8 @@ def _operations(model: LayerShape, tokens: int, readout: str) -> int:
     return tokens * model.dim * per_channel
 
 
-def _prefill(model: LayerShape, seqlen: int, readout: str) -> BenchCase:
+def prefill_case(model: LayerShape, seqlen: int, readout: str, preset: str) -> BenchCase:
+    """One sequence of a layer, with the read-out "float", "int8" or "rotated int8"."""
     arguments = _with_readout(_arguments(model, 1, seqlen), readout)
     return BenchCase(
         "selective_scan",
@@ -114,7 +113,11 @@ def _prefill(model: LayerShape, seqlen: int, readout: str) -> BenchCase:
         lambda: _check(lambda: ops.selective_scan(**arguments), arguments, None),
         bytes_moved=_bytes(model, seqlen, 1),
         operations=_operations(model, seqlen, readout),
-        baselines=_float_prefill(arguments),
+        baselines=(
+            _float_prefill(arguments)
+            if arguments["x"].is_cuda
+            else float_scans(arguments, compiled=preset == "cpu")
+        ),
     )
 
 
@@ -162,7 +165,7 @@ def cases(preset: str) -> Iterator[BenchCase]:
     for model in MODELS[preset]:
         for readout in OPERATIONS_PER_STATE:
             for seqlen in PREFILL_TOKENS[preset]:
-                yield _prefill(model, seqlen, readout)
+                yield prefill_case(model, seqlen, readout, preset)
             for batch in DECODE_TOKENS[preset]:
                 yield _decode(model, batch, readout)
     for readout in OPERATIONS_PER_STATE:

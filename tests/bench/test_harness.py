@@ -2,11 +2,12 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 import typer
 from bench.compare import compare, ratios, slower
-from bench.harness import BenchCase, Timing, all_cases, interleave, measure
+from bench.harness import COMPILED, EAGER, BenchCase, Timing, all_cases, interleave, measure
 from bench.machine import describe
 from bench.roofs import Roofs
 from bench.run import collect
@@ -84,6 +85,21 @@ class TestMeasure:
         assert order.count("check") == 1
         assert {"ours", "plain"} <= set(order)
 
+    def test_plain_torch_is_compiled_where_a_run_asks_for_it(self, monkeypatch):
+        monkeypatch.setattr("torch.compile", lambda run, dynamic: lambda: compiled.append(run))
+        compiled = []
+
+        def eager():
+            pass
+
+        case = fake_case(baselines={EAGER: eager})
+        assert set(measure(case, 0.0, 2)) == {"ours", EAGER}
+        assert set(measure(case, 0.0, 2, compiled=True)) == {"ours", EAGER, COMPILED}
+        assert set(compiled) == {eager}
+        own = fake_case(baselines={EAGER: eager, COMPILED: lambda: compiled.append("own")})
+        measure(own, 0.0, 2, compiled=True)
+        assert compiled[-1] == "own"
+
 
 class TestRow:
     def test_memory_bound(self):
@@ -119,6 +135,13 @@ def test_the_higher_roof_counts():
     assert best.copy == {"L2": 4e9, "L3": 3e9, "memory": 1e9}
     assert best.arithmetic == {"int8": 9e9, "float32": 1e9}
     assert best.call_us == 5.0
+    assert best.read is None
+
+
+def test_a_roof_that_only_one_probed_counts():
+    probed = replace(ROOFS, read=2e9)
+    assert ROOFS.best(probed).read == probed.best(ROOFS).read == 2e9
+    assert probed.best(replace(ROOFS, read=3e9)).read == 3e9
 
 
 def test_a_run_survives_json(tmp_path):
@@ -130,7 +153,7 @@ def test_a_run_survives_json(tmp_path):
     path = tmp_path / "deep" / "run.json"
     report.write_json(values, path)
     assert report.read_json(path) == json.loads(path.read_text()) == values
-    assert set(values["roofs"]) == {"copy", "arithmetic", "call_us"}
+    assert set(values["roofs"]) == {"copy", "arithmetic", "call_us", "read"}
     assert set(values["machine"]) == {
         "cpu", "cores", "isa", "threads", "pinned_cores", "l2_bytes", "l3_bytes", "load_average",
         "is_busy", "date", "commit", "versions",
