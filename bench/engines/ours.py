@@ -1,0 +1,53 @@
+"""The quantized model on our own kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.engines.engine import PROMPT
+from bench.token_ids import token_ids
+from mambaquant_ext import current_isa
+from mambaquant_ext import load as load_quantized
+from mambaquant_ext.run.runner import LanguageRunner, RunnerState
+
+
+class OurEngine:
+    """A LanguageRunner, and a state for each batch size."""
+
+    def __init__(self, runner: LanguageRunner) -> None:
+        """A runner on the threads that are set."""
+        self._runner = runner
+        self._states: dict[int, RunnerState] = {}
+        self.settings = f"LanguageRunner, {current_isa()}"
+
+    def prompts(self, batch: int, tokens: int) -> Tensor:
+        """(batch, tokens) ids."""
+        return torch.from_numpy(token_ids(self._runner.vocab_size, batch, tokens))
+
+    def prefill(self, ids: Tensor) -> Tensor:
+        """Logits of the last tokens, from a state that is set back."""
+        if len(ids) not in self._states:
+            self._states[len(ids)] = self._runner.new_state(len(ids))
+        state = self._states[len(ids)]
+        state.reset()
+        return self._runner.forward(ids, state)
+
+    def start(self, batch: int) -> tuple[Tensor, RunnerState]:
+        """The next ids, and the state behind a prompt."""
+        state = self._runner.new_state(batch)
+        self._runner.forward(self.prompts(batch, PROMPT), state)
+        return self.prompts(batch, 1), state
+
+    def step(self, sequences: tuple[Tensor, RunnerState]) -> Tensor:
+        """Logits of one more token; the state goes on."""
+        ids, state = sequences
+        return self._runner.forward(ids, state)
+
+
+def load(_variant: str, folder: Path, threads: int) -> OurEngine:
+    """The quantized model of a folder."""
+    torch.set_num_threads(threads)
+    return OurEngine(LanguageRunner(load_quantized(folder)))
