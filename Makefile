@@ -30,7 +30,7 @@ PACKAGE_SOURCES := CMakeLists.txt pyproject.toml LICENSE NOTICE README.md $(shel
 # One test process per core, each with one thread, is quicker than the reverse.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help demo ablation vision test test-cpu test-slow lint format bench sanitize docs clean
+.PHONY: help demo ablation vision test test-cpu test-slow lint format bench bench-cpu bench-peers sanitize docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -68,8 +68,16 @@ format: $(STAMP_TOOLS) ## rewrite the sources in the project's format
 	$(BIN)/ruff format --quiet .
 	$(BIN)/clang-format -i $(CPP_SOURCES)
 
-bench: $(STAMP_PACKAGE) ## time every operator and the whole model against the machine's roofs
+bench: $(STAMP_PACKAGE) ## time every operator against the machine's roofs
 	$(RUN) -m bench.run
+
+# BENCH=quick: ten minutes; BENCH="full --size mamba-130m": what `python -m bench.cpu --help` lists.
+bench-cpu: $(STAMP_PACKAGE) ## whole models and kernels beside the peers that are installed: bench-output/cpu-*
+	$(RUN) -m bench.cpu $(BENCH)
+
+bench-peers: $(STAMP_TOOLS) ## install the peers of bench-cpu: builds llama.cpp for this processor, some minutes
+	PATH="$(CURDIR)/$(BIN):$$PATH" CMAKE_ARGS="-DGGML_NATIVE=ON" $(RUN) -m pip install -qq \
+	  --disable-pip-version-check --no-deps -r requirements/bench.txt
 
 sanitize: $(STAMP_TOOLS) ## C++ tests of the kernels under AddressSanitizer and UBSan
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(CMAKE) -S . -B $(SANITIZE_DIR) -G Ninja --log-level=WARNING \

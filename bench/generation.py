@@ -16,11 +16,11 @@ from tests.reference import sampling as reference
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bench import report
+from bench import docs_model, report
 from bench.harness import interleave
-from bench.model import DOCS_FOLDER, VOCABULARY
 from bench.report import OURS
 from bench.run import IsaName, JsonFile, OutputDir, Threads, finish, prepare, show_progress
+from bench.shapes import VOCABULARY
 from mambaquant_ext import GenerationOptions, stream
 from mambaquant_ext.generation import Sampler
 from mambaquant_ext.model.hf import import_transformers
@@ -120,7 +120,7 @@ def check(logits: Tensor, options: dict[str, Any]) -> None:
 
 def rows_of(seconds: float) -> list[report.Row]:
     """Checks and times every case."""
-    tokenizer = Tokenizer.from_file(str(DOCS_FOLDER / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(docs_model.FOLDER / "tokenizer.json"))
     rows = []
     for shape, spread in SPREADS.items():
         logits = make_logits(spread)

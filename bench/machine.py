@@ -64,6 +64,12 @@ def allowed_cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
 
 
+def confine(cores: list[int]) -> None:
+    """Lets this process, and those that it starts from here on, use these cores alone; none stands for no change."""
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
 def pin(threads: int) -> list[int]:
     """Confines this process to as many cores as it has threads, the first that it may use.
 
@@ -84,7 +90,7 @@ def pin(threads: int) -> list[int]:
         raise ValueError(
             f"--threads: expected at most {len(allowed)} (cores allowed), got {threads}"
         )
-    os.sched_setaffinity(0, allowed[:threads])
+    confine(allowed[:threads])
     return allowed[:threads]
 
 

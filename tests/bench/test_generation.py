@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bench.model import DOCS_FOLDER
+from bench.docs_model import FOLDER
 from tokenizers import Tokenizer
 
 from bench import generation
@@ -13,7 +13,7 @@ def test_every_case_is_checked_and_can_be_called(name):
     torch.manual_seed(0)
     logits, options = generation.make_logits(3.0), generation.OPTIONS[name]
     generation.check(logits, options)
-    tokenizer = Tokenizer.from_file(str(DOCS_FOLDER / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
     ours = generation.ours(logits, options, tokenizer)
     steps = [ours() for _ in range(3)]
     assert all(0 <= step.tokens[0] < generation.VOCABULARY for step in steps)
