@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 
@@ -116,6 +116,36 @@ def forced_isa(name: str) -> Iterator[None]:
         yield
     finally:
         force_isa(previous)
+
+
+class GemmPacking(NamedTuple):
+    """How the kernels of an instruction set want a matrix.
+
+    Attributes:
+        isa: name of the instruction set.
+        layout: id that pack_gemm_weight gives its result.
+        version: of the order of the bytes; another release's may differ.
+    """
+
+    isa: str
+    layout: int
+    version: int
+
+
+def gemm_packing() -> GemmPacking:
+    """Of the instruction set in use."""
+    isa = current_isa()
+    return GemmPacking(isa, *_C.gemm_packings()[isa])
+
+
+def packed_gemm_weight_bytes(n: int, k: int) -> int:
+    """Size of a packed matrix (N, K), whatever the instruction set.
+
+    Args:
+        n: rows.
+        k: columns.
+    """
+    return _C.packed_gemm_weight_bytes(n, k)
 
 
 def _apply_environment() -> None:
