@@ -132,9 +132,13 @@ class GemmPacking(NamedTuple):
     version: int
 
 
-def gemm_packing() -> GemmPacking:
-    """Of the instruction set in use."""
-    isa = current_isa()
+def gemm_packing(isa: str | None = None) -> GemmPacking:
+    """How the kernels want a matrix.
+
+    Args:
+        isa: name of an instruction set in this build; by default the one in use.
+    """
+    isa = isa or current_isa()
     return GemmPacking(isa, *_C.gemm_packings()[isa])
 
 

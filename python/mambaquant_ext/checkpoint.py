@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from mambaquant_ext._load import current_isa, forced_isa, gemm_packing
+from mambaquant_ext._load import built_isas, current_isa, forced_isa, gemm_packing
 from mambaquant_ext.artifacts import (
     BlockLayout,
     BranchLayout,
@@ -22,7 +22,7 @@ from mambaquant_ext.artifacts import (
     save_packed,
 )
 from mambaquant_ext.artifacts.files import METADATA_FILE, TENSORS_FILE, read_json, tensors_checksum
-from mambaquant_ext.artifacts.packed_image import write_image
+from mambaquant_ext.artifacts.packed_image import images_in, open_image, write_image
 from mambaquant_ext.config import Fidelity, Rotation
 from mambaquant_ext.model.adapters import adapter, adapter_names
 from mambaquant_ext.model.checkpoint import empty_model, skeleton
@@ -171,6 +171,31 @@ def prepack(folder: str | Path, isa: str | None = None) -> Path:
             packed.gemm_sources(),
             lambda source: kernel_weight(source.weight, source.zero_point),
         )
+
+
+def packed_images(folder: str | Path) -> dict[str, str]:
+    """The files of `prepack` beside a checkpoint, each one verified.
+
+    Args:
+        folder: written by `save`.
+
+    Returns:
+        By instruction set: "ready", or why `load` does not use it.
+
+    Raises:
+        CheckpointError: a damaged or foreign one, or as `load`.
+    """
+    folder = Path(folder)
+    checksum = tensors_checksum(read_metadata(folder), folder)
+    states = {}
+    for isa in images_in(folder):
+        states[isa] = "for an instruction set that this build lacks"
+        if isa in built_isas():
+            image = open_image(folder, gemm_packing(isa), checksum)
+            states[isa] = "ready" if image is not None else "of another version of the kernels"
+            if image is not None:
+                image.check_sha256()
+    return states
 
 
 def _check_names(packed: PackedModel, where: Path) -> None:

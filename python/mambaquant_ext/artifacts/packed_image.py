@@ -21,7 +21,8 @@ from mambaquant_ext.artifacts.packed import GemmSource, KernelWeight
 from mambaquant_ext.artifacts.tensor_file import CheckpointError, TensorFile, replacing, sha256
 
 IMAGE_FORMAT, IMAGE_VERSION = "mambaquant-packed", 1
-IMAGE_GLOB = "packed-*.safetensors"
+_PREFIX, _SUFFIX = "packed-", ".safetensors"
+IMAGE_GLOB = f"{_PREFIX}*{_SUFFIX}"
 # Of the first weight. The sizes of the others keep them on cache lines of 64 bytes.
 ALIGNMENT = 4096
 _CHECKSUM, _NO_CHECKSUM = "sha256", "0" * 64
@@ -35,7 +36,17 @@ def image_path(folder: Path, isa: str) -> Path:
         folder: of the checkpoint.
         isa: name of the instruction set.
     """
-    return folder / f"packed-{isa}.safetensors"
+    return folder / f"{_PREFIX}{isa}{_SUFFIX}"
+
+
+def images_in(folder: Path) -> list[str]:
+    """Instruction sets that a checkpoint has images for, whatever their state.
+
+    Args:
+        folder: of the checkpoint.
+    """
+    names = sorted(path.name for path in folder.glob(IMAGE_GLOB))
+    return [name.removeprefix(_PREFIX).removesuffix(_SUFFIX) for name in names]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
