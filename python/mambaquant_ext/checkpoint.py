@@ -137,7 +137,7 @@ def load_runner(folder: str | Path, verify: bool | None = None) -> LanguageRunne
     packed = load_packed(folder, verify, gemm_packing())
     model = bare_language_model(packed)
     _language_config(folder, packed)
-    return LanguageRunner.of(model)
+    return LanguageRunner(model)
 
 
 def prepack(folder: str | Path, isa: str | None = None) -> Path:

@@ -122,6 +122,7 @@ def load_packed(
     if verify:
         _check_sha256(file.path, checksum)
     unread = () if image is None or verify else (*image.file.tensors, "head.embedding")
+    file.expect_few_reads(name for name in unread if name in file.table)
     tensors = _Tensors(dict(file.tensors), file.path, frozenset(unread))
     blocks = tuple(_block(tensors, index, layout) for index, layout in enumerate(layouts))
     head = _head(tensors, layouts[0].hidden) if has_head else None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ class TensorFile:
         metadata: of the header.
         table: dtype, shape and place of each tensor, by its name, as in the header.
         tensors: by name; private to the process: a write to one changes no file.
+        memory: the map.
     """
 
     path: Path
@@ -54,6 +56,7 @@ class TensorFile:
     metadata: dict[str, str]
     table: dict[str, Any]
     tensors: dict[str, Tensor]
+    memory: mmap.mmap
 
     @classmethod
     def map(cls, path: Path) -> TensorFile:
@@ -71,9 +74,8 @@ class TensorFile:
             # Checks that the header fits the file: sizes, dtypes, no holes, no overlaps, nothing behind the end.
             with safe_open(path, framework="pt"), path.open("rb") as file:
                 header = file.read(int.from_bytes(file.read(_HEADER_START), "little"))
-            size = path.stat().st_size
-            storage: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
-        except (SafetensorError, OSError, RuntimeError) as error:
+                memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (SafetensorError, OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(
                 f"{path}: truncated or not a safetensors file ({reason})"
@@ -81,13 +83,34 @@ class TensorFile:
         table = json.loads(header)
         metadata = table.pop("__metadata__", {})
         start = _HEADER_START + len(header)
-        tensors = {name: _view(path, name, storage, start, entry) for name, entry in table.items()}
-        return cls(path=path, header=header, metadata=metadata, table=table, tensors=tensors)
+        tensors = {name: _view(path, name, memory, start, entry) for name, entry in table.items()}
+        return cls(
+            path=path,
+            header=header,
+            metadata=metadata,
+            table=table,
+            tensors=tensors,
+            memory=memory,
+        )
+
+    def expect_few_reads(self, names: Iterable[str]) -> None:
+        """Tells the system that of some tensors only single rows will be asked for, if anything.
+
+        Otherwise a byte that is read from the disk brings along what stands around it, up to megabytes.
+
+        Args:
+            names: of tensors; what stands between the first and the last of them is meant too.
+        """
+        offsets = [at for name in names for at in self.table[name]["data_offsets"]]
+        if not offsets or not hasattr(self.memory, "madvise"):
+            return
+        start = _HEADER_START + len(self.header)
+        begin, end = start + min(offsets), start + max(offsets)
+        begin -= begin % mmap.PAGESIZE
+        self.memory.madvise(mmap.MADV_RANDOM, begin, end - begin)
 
 
-def _view(
-    path: Path, name: str, storage: torch.UntypedStorage, start: int, entry: dict[str, Any]
-) -> Tensor:
+def _view(path: Path, name: str, memory: mmap.mmap, start: int, entry: dict[str, Any]) -> Tensor:
     """One tensor in a storage of its own, so that a copy or a pickle of it takes no other's bytes along.
 
     safetensors' get_tensor does the same, but looks at the first byte: with read-ahead, at most of the file.
@@ -96,11 +119,11 @@ def _view(
         raise CheckpointError(
             f"{path}: tensor {name}: expected a dtype of {', '.join(DTYPES)}, got {entry['dtype']}"
         )
-    begin, end = entry["data_offsets"]
-    own = storage[start + begin : start + end]
-    shape = entry["shape"]
-    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    return torch.empty(0, dtype=DTYPES[entry["dtype"]]).set_(own, 0, shape, strides)
+    shape, dtype = entry["shape"], DTYPES[entry["dtype"]]
+    count, begin = math.prod(shape), start + entry["data_offsets"][0]
+    if count == 0:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(memory, dtype=dtype, count=count, offset=begin).view(shape)
 
 
 def sha256(path: Path, before: bytes = b"", skipped: int = 0) -> str:

@@ -166,9 +166,10 @@ def bare_language_model(packed: PackedModel, fidelity: Fidelity = Fidelity.INTEG
     # Of any attributes, which nn.Module does not declare.
     model: Any = nn.Module()
     backbone: Any = nn.Module()
-    with torch.device("meta"):
-        backbone.embeddings = nn.Embedding(vocab, hidden)
-        backbone.norm_f = nn.RMSNorm(hidden, packed.blocks[0].layout.norm_eps)
+    # Given a weight, the module draws none: a random one without storage would import torch's compiler.
+    table = torch.empty(vocab, hidden, device="meta")
+    backbone.embeddings = nn.Embedding.from_pretrained(table)
+    backbone.norm_f = nn.RMSNorm(hidden, packed.blocks[0].layout.norm_eps)
     backbone.layers = nn.ModuleList(nn.Identity() for _ in packed.blocks)
     model.backbone = backbone
     model.config = SimpleNamespace(vocab_size=vocab, hidden_size=hidden)
