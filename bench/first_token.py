@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -41,6 +42,7 @@ def child(folder: Path, call: str, verify: bool | None, started: float) -> dict[
     if call == "load":
         import_transformers().MambaForCausalLM  # noqa: B018, imported when it is asked for
     ids = torch.arange(PROMPT)[None]
+    gc.collect()  # of what the imports left behind: it would fall on the load or not, by chance
     imports = time.time()
     before, _ = resident_mb(folder)
     begin = time.perf_counter()
