@@ -140,6 +140,26 @@ def load_runner(folder: str | Path, verify: bool | None = None) -> LanguageRunne
     return LanguageRunner(model)
 
 
+def end_tokens(folder: str | Path) -> tuple[int, ...]:
+    """The tokens that end a text of a language model, which transformers' generate() stops at too.
+
+    Args:
+        folder: written by `save`.
+
+    Raises:
+        CheckpointError: generation_config.json or config.json is unreadable, or has something else for eos_token_id.
+    """
+    path = Path(folder) / "generation_config.json"
+    path = path if path.is_file() else Path(folder) / "config.json"
+    found = read_json(path).get("eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(token) is int for token in ids):
+        raise CheckpointError(
+            f"{path}: eos_token_id: expected an integer, a list of them or null, got {found!r}"
+        )
+    return tuple(ids)
+
+
 def prepack(folder: str | Path, isa: str | None = None) -> Path:
     """Lays the weights of a checkpoint out as the kernels of an instruction set read them, in a file beside it.
 

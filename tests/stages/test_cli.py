@@ -531,7 +531,7 @@ def test_interrupt_exits_with_1_and_one_line(command, monkeypatch, work):
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mambaquant_ext.cli.generate.load", interrupt)
+    monkeypatch.setattr("mambaquant_ext.cli.generate.load_runner", interrupt)
     status, _, err = command("generate", work / "int8", "--prompt", "The")
     assert status in (1, 130)
     assert err.count("\n") <= 2

@@ -29,7 +29,7 @@ from mambaquant_ext import (
 )
 from mambaquant_ext._load import gemm_packing
 from mambaquant_ext.artifacts import files, load_packed, packed_image
-from mambaquant_ext.checkpoint import packed_images
+from mambaquant_ext.checkpoint import end_tokens, packed_images
 from stages import hf_models
 from stages.hf_models import logits, tiny_model, tokens
 from tolerances import assert_equal
@@ -328,6 +328,36 @@ def test_runner_checks_the_config(folder):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size": 49}))
     with pytest.raises(CheckpointError, match=r"config\.json: hidden_size: expected 48, got 49"):
         load_runner(folder)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "wanted"),
+    [
+        (None, 3, (3,)),
+        (None, None, ()),
+        (None, [3, 4], (3, 4)),
+        ({"eos_token_id": 5}, 3, (5,)),
+        ({"eos_token_id": [5, 6]}, 3, (5, 6)),
+        ({}, 3, ()),
+    ],
+)
+def test_end_tokens_are_those_of_the_loaded_model(generation, config, wanted, folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": config}))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    assert end_tokens(folder) == wanted
+    found = load(folder).generation_config.eos_token_id
+    assert wanted == (
+        () if found is None else tuple(found) if isinstance(found, list) else (found,)
+    )
+
+
+@pytest.mark.parametrize("value", ["x", 1.0, True, [1, None], {}], ids=repr)
+def test_end_tokens_of_another_kind_are_refused(value, folder):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id: expected"):
+        end_tokens(folder)
 
 
 # Damage
