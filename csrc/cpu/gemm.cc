@@ -262,6 +262,8 @@ Status check_depth(const GemmOperands& p, const int32_t* acc_offset) {
 
 }  // namespace
 
+int64_t gemm_packing_version() { return kPackingVersion; }
+
 Status pack_gemm_weight(const PackGemmWeightParams& p, const Threads& threads) {
   if (p.k > kMaxK)
     return Status::unsupported("expected K of at most 131072, beyond which int32 sums overflow");

@@ -6,11 +6,15 @@
 //   RowT                       element of the repacked activations
 //   depth_group(padded_k)      values of k that stand side by side in both layouts, G below
 //   kWeightBias                added to each packed weight
+//   kPackingVersion            raised with every change of what pack_gemm_weight writes, see below
 //   pack_row_tile(...)         activations: packed[k/G][row][k%G]; and the accumulators' start, one
 //   per row tile_product<kRows, kVectors>(...)   acc[row][column], kTileColumns a row; kVectors of
 //   kTileVectors computed
 //
 // Packed weights: index(n, k) = (n/C)*C*padded_k + (k/G)*C*G + (n%C)*G + k%G with C = kTileColumns.
+//
+// Files hold weights in this order (docs/design/0014-packed-images.md), and name its version: a file
+// of another one is not read. tests/ops/test_gemm.py knows the bytes of each version.
 #pragma once
 
 #include <cstdint>
@@ -47,6 +51,7 @@ inline constexpr int64_t kGroup = 4;
 // The panel is fetched into L1 this far ahead, 16 steps: without it K = 4096 runs a fifth slower.
 inline constexpr int64_t kPrefetchBytes = 2048;
 inline constexpr int32_t kWeightBias = 128;
+inline constexpr int64_t kPackingVersion = 1;
 using RowT = int8_t;
 
 inline int64_t depth_group(int64_t) { return kGroup; }
@@ -194,6 +199,7 @@ inline constexpr int64_t kTileRows = 6;
 inline constexpr int64_t kTileVectors = 2;
 inline constexpr int64_t kTileColumns = kTileVectors * 8;
 inline constexpr int64_t kGroup = 2;
+inline constexpr int64_t kPackingVersion = 1;
 
 inline int64_t depth_group(int64_t) { return kGroup; }
 
@@ -245,6 +251,7 @@ void tile_product(const int16_t* a, const int32_t*, const int8_t* panel, int64_t
 inline constexpr int64_t kTileRows = 4;
 inline constexpr int64_t kTileVectors = 1;
 inline constexpr int64_t kTileColumns = 4;
+inline constexpr int64_t kPackingVersion = 1;
 
 inline int64_t depth_group(int64_t padded_k) { return padded_k > 0 ? padded_k : 1; }
 

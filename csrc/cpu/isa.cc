@@ -82,6 +82,10 @@ Isa best_isa() {
 
 Isa current_isa() { return static_cast<Isa>(current().load(std::memory_order_relaxed)); }
 
+int64_t gemm_packing_version(Isa isa) {
+  return isa_is_built(isa) ? backends()[static_cast<int32_t>(isa)].table.gemm_packing_version : 0;
+}
+
 Status force_isa(Isa isa) {
   if (!isa_is_built(isa)) return Status::unsupported("this build has no kernels for that ISA");
   if (!cpu_has(isa)) return Status::unsupported("this processor cannot run that ISA");

@@ -17,6 +17,9 @@ bool isa_is_supported(Isa isa);  // built, and this processor and operating syst
 Isa best_isa();
 Isa current_isa();
 
+// Version of the order in which its pack_gemm_weight lays weights out; 0 for an ISA that is not built.
+int64_t gemm_packing_version(Isa isa);
+
 // Status::unsupported, and no change, for an ISA that cannot run here.
 Status force_isa(Isa isa);
 

@@ -36,6 +36,7 @@ struct KernelTable {
 #define MBQ_DECLARE_POINTER(name, Params) Status (*name)(const Params&, const Threads&) = nullptr;
   MBQ_CPU_KERNELS(MBQ_DECLARE_POINTER)
 #undef MBQ_DECLARE_POINTER
+  int64_t gemm_packing_version = 0;
 };
 
 }  // namespace mambaquant::cpu
@@ -45,5 +46,6 @@ namespace mambaquant::cpu::MBQ_ISA {
 #define MBQ_DECLARE_KERNEL(name, Params) Status name(const Params& p, const Threads& threads);
 MBQ_CPU_KERNELS(MBQ_DECLARE_KERNEL)
 #undef MBQ_DECLARE_KERNEL
+int64_t gemm_packing_version();
 }  // namespace mambaquant::cpu::MBQ_ISA
 #endif

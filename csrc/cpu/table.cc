@@ -10,6 +10,7 @@ KernelTable kernel_table() {
 #define MBQ_FILL_POINTER(name, Params) table.name = &name;
   MBQ_CPU_KERNELS(MBQ_FILL_POINTER)
 #undef MBQ_FILL_POINTER
+  table.gemm_packing_version = gemm_packing_version();
   return table;
 }
 

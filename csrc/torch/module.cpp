@@ -3,12 +3,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <map>
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cpu/isa.h"
+#include "mambaquant/gemm.h"
 #include "torch/hadamard_sizes.h"
 #ifdef MBQ_WITH_SIMULATOR
 #include "torch/simulator.h"
@@ -48,6 +51,17 @@ void force_isa(const std::string& name) {
   }
   throw std::invalid_argument("force_isa: expected one of " +
                               join(isa_names([](Isa) { return true; })) + ", got '" + name + "'");
+}
+
+// Layout id and version of the packed GEMM weights of every instruction set in this build.
+std::map<std::string, std::pair<int64_t, int64_t>> gemm_packings() {
+  std::map<std::string, std::pair<int64_t, int64_t>> packings;
+  for (int32_t i = 0; i < mambaquant::cpu::kNumIsas; ++i) {
+    const Isa isa = static_cast<Isa>(i);
+    if (!mambaquant::cpu::isa_is_built(isa)) continue;
+    packings[mambaquant::cpu::isa_name(isa)] = {i, mambaquant::cpu::gemm_packing_version(isa)};
+  }
+  return packings;
 }
 
 // The base matrix H_m of the transform of size n, as rows of +-1.
@@ -100,6 +114,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("supported_isas", [] { return isa_names(&mambaquant::cpu::isa_is_supported); });
   m.def("current_isa",
         [] { return std::string(mambaquant::cpu::isa_name(mambaquant::cpu::current_isa())); });
+  m.def("gemm_packings", &gemm_packings);
+  m.def("packed_gemm_weight_bytes", &mambaquant::packed_gemm_weight_bytes, pybind11::arg("n"),
+        pybind11::arg("k"));
   m.def("hadamard_base", &hadamard_base, pybind11::arg("n"));
   m.def("supported_hadamard_sizes", &mambaquant::binding::supported_hadamard_sizes);
   m.def("force_isa", &force_isa, pybind11::arg("name"));

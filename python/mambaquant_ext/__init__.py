@@ -6,7 +6,7 @@ packed = quantize_(model, batches, recipe("w8a8"))   # model: transformers.Mamba
 
 from mambaquant_ext._load import built_isas, current_isa, force_isa, forced_isa, supported_isas
 from mambaquant_ext.artifacts import CheckpointError, PackedModel
-from mambaquant_ext.checkpoint import load, save
+from mambaquant_ext.checkpoint import load, load_runner, prepack, save
 from mambaquant_ext.config import Fidelity, Granularity, Observer, Recipe, Rotation, recipe
 from mambaquant_ext.generation import FinishReason, Generation, GenerationOptions, generate, stream
 from mambaquant_ext.pipeline import quantize_
@@ -35,6 +35,8 @@ __all__ = [
     "forced_isa",
     "generate",
     "load",
+    "load_runner",
+    "prepack",
     "quantize_",
     "recipe",
     "save",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 
@@ -116,6 +116,40 @@ def forced_isa(name: str) -> Iterator[None]:
         yield
     finally:
         force_isa(previous)
+
+
+class GemmPacking(NamedTuple):
+    """How the kernels of an instruction set want a matrix.
+
+    Attributes:
+        isa: name of the instruction set.
+        layout: id that pack_gemm_weight gives its result.
+        version: of the order of the bytes; another release's may differ.
+    """
+
+    isa: str
+    layout: int
+    version: int
+
+
+def gemm_packing(isa: str | None = None) -> GemmPacking:
+    """How the kernels want a matrix.
+
+    Args:
+        isa: name of an instruction set in this build; by default the one in use.
+    """
+    isa = isa or current_isa()
+    return GemmPacking(isa, *_C.gemm_packings()[isa])
+
+
+def packed_gemm_weight_bytes(n: int, k: int) -> int:
+    """Size of a packed matrix (N, K), whatever the instruction set.
+
+    Args:
+        n: rows.
+        k: columns.
+    """
+    return _C.packed_gemm_weight_bytes(n, k)
 
 
 def _apply_environment() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from mambaquant_ext._load import built_isas, current_isa, forced_isa, gemm_packing
 from mambaquant_ext.artifacts import (
     BlockLayout,
     BranchLayout,
@@ -17,15 +18,20 @@ from mambaquant_ext.artifacts import (
     ConvLayout,
     PackedModel,
     load_packed,
+    read_metadata,
     save_packed,
 )
-from mambaquant_ext.artifacts.files import METADATA_FILE, TENSORS_FILE, read_json
+from mambaquant_ext.artifacts.files import METADATA_FILE, TENSORS_FILE, read_json, tensors_checksum
+from mambaquant_ext.artifacts.packed_image import images_in, open_image, write_image
 from mambaquant_ext.config import Fidelity, Rotation
 from mambaquant_ext.model.adapters import adapter, adapter_names
 from mambaquant_ext.model.checkpoint import empty_model, skeleton
 from mambaquant_ext.model.hf import import_transformers, refusals_as
 from mambaquant_ext.pipeline import LANGUAGE_MODEL
-from mambaquant_ext.run.swap import swap_
+from mambaquant_ext.run.mixers import check_runs_on_kernels
+from mambaquant_ext.run.modules import kernel_weight
+from mambaquant_ext.run.runner import LanguageRunner
+from mambaquant_ext.run.swap import bare_language_model, swap_
 from mambaquant_ext.transform import rotatable_rank
 
 # Copied along where the float model's folder has them.
@@ -45,6 +51,8 @@ def save(
     packed: PackedModel, config: Any, folder: str | Path, companions: str | Path | None = None
 ) -> None:
     """Writes a quantized model: tensors, recipe and provenance, config.json, tokenizer files.
+
+    Packed images of what was in the folder before are removed.
 
     Args:
         packed: from `quantize_`.
@@ -77,15 +85,19 @@ def save(
 def load(
     folder: str | Path,
     fidelity: Fidelity = Fidelity.INTEGER,
-    verify: bool = True,
+    verify: bool | None = None,
     model: nn.Module | None = None,
 ) -> Any:
     """A quantized model that runs; its outputs are the bits of the model that was saved.
 
+    Where `prepack` has laid the weights out for the instruction set in use, they are mapped: nothing of them is read
+    before a kernel does, and processes share them.
+
     Args:
         folder: written by `save`.
         fidelity: int8 kernels, or their emulation in float.
-        verify: compare the tensor file's checksum.
+        verify: compare the checksum of every file that is used, which reads all of it. By default, unless weights
+            are mapped from a packed image: then only on True.
         model: of the class that was quantized, with weights of any value, changed in place. Needed where this
             package cannot build one from config.json.
 
@@ -100,7 +112,7 @@ def load(
         NotImplementedError: a model is needed and none was given.
     """
     folder = Path(folder)
-    packed = load_packed(folder, verify)
+    packed = load_packed(folder, verify, gemm_packing() if fidelity is Fidelity.INTEGER else None)
     if packed.head is None:
         _check_names(packed, folder / METADATA_FILE)
     if model is None:
@@ -108,6 +120,102 @@ def load(
     swap_(model, packed, fidelity)
     _check_whole(model, packed, folder)
     return model
+
+
+def load_runner(folder: str | Path, verify: bool | None = None) -> LanguageRunner:
+    """A language model that runs in native calls alone: transformers is neither needed nor imported.
+
+    Args:
+        folder: written by `save`.
+        verify: as in `load`.
+
+    Raises:
+        CheckpointError: as `load`.
+        ValueError: fewer than 8 bits, or no language model.
+    """
+    folder = Path(folder)
+    packed = load_packed(folder, verify, gemm_packing())
+    model = bare_language_model(packed)
+    _language_config(folder, packed)
+    return LanguageRunner(model)
+
+
+def end_tokens(folder: str | Path) -> tuple[int, ...]:
+    """The tokens that end a text of a language model, which transformers' generate() stops at too.
+
+    Args:
+        folder: written by `save`.
+
+    Raises:
+        CheckpointError: generation_config.json or config.json is unreadable, or has something else for eos_token_id.
+    """
+    path = Path(folder) / "generation_config.json"
+    path = path if path.is_file() else Path(folder) / "config.json"
+    found = read_json(path).get("eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(token) is int for token in ids):
+        raise CheckpointError(
+            f"{path}: eos_token_id: expected an integer, a list of them or null, got {found!r}"
+        )
+    return tuple(ids)
+
+
+def prepack(folder: str | Path, isa: str | None = None) -> Path:
+    """Lays the weights of a checkpoint out as the kernels of an instruction set read them, in a file beside it.
+
+    `load` maps that file instead of packing the weights. The checkpoint itself stays as it is, and loads without it.
+
+    Args:
+        folder: written by `save`; all of it is verified.
+        isa: name of an instruction set that this processor runs; by default the one in use.
+
+    Returns:
+        The file: packed-<isa>.safetensors.
+
+    Raises:
+        CheckpointError: as `load`.
+        ValueError: another instruction set, or a model that no kernel runs, such as one of fewer than 8 bits.
+        OSError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    # Before the tensors: should they be replaced in between, the image names the old ones and is refused.
+    checksum = tensors_checksum(read_metadata(folder), folder)
+    packed = load_packed(folder, verify=True)
+    for block in packed.blocks:
+        check_runs_on_kernels(block.layout)
+    with forced_isa(isa or current_isa()):
+        return write_image(
+            folder,
+            gemm_packing(),
+            checksum,
+            packed.gemm_sources(),
+            lambda source: kernel_weight(source.weight, source.zero_point),
+        )
+
+
+def packed_images(folder: str | Path) -> dict[str, str]:
+    """The files of `prepack` beside a checkpoint, each one verified.
+
+    Args:
+        folder: written by `save`.
+
+    Returns:
+        By instruction set: "ready", or why `load` does not use it.
+
+    Raises:
+        CheckpointError: a damaged or foreign one, or as `load`.
+    """
+    folder = Path(folder)
+    checksum = tensors_checksum(read_metadata(folder), folder)
+    states = {}
+    for isa in images_in(folder):
+        states[isa] = "for an instruction set that this build lacks"
+        if isa in built_isas():
+            image = open_image(folder, gemm_packing(isa), checksum)
+            states[isa] = "ready" if image is not None else "of another version of the kernels"
+            if image is not None:
+                image.check_sha256()
+    return states
 
 
 def _check_names(packed: PackedModel, where: Path) -> None:
@@ -200,8 +308,8 @@ def _check_rank(values: dict[str, Any], packed: PackedModel, where: Path) -> Non
         )
 
 
-def _skeleton(folder: Path, packed: PackedModel) -> Any:
-    """The language model of config.json, without storage, checked against the packed model."""
+def _language_config(folder: Path, packed: PackedModel) -> dict[str, Any]:
+    """The values of config.json, checked against the packed language model."""
     _check_language_blocks(packed, folder / METADATA_FILE)
     path = folder / "config.json"
     values = read_json(path)
@@ -223,6 +331,12 @@ def _skeleton(folder: Path, packed: PackedModel) -> Any:
             raise CheckpointError(f"{path}: {name}: expected {value!r}, got {found!r}")
     _check_rank(values, packed, path)
     values.pop("quantization_config", None)
+    return values
+
+
+def _skeleton(folder: Path, packed: PackedModel) -> Any:
+    """The language model of config.json, without storage."""
+    values, path = _language_config(folder, packed), folder / "config.json"
     transformers = import_transformers()
     with refusals_as(CheckpointError, path):
         model = skeleton(transformers.MambaConfig.from_dict(values))

@@ -43,6 +43,15 @@ void test_unknown_is_refused() {
   }
 }
 
+// A file of packed weights names the version, so that 0, "none", must stay free.
+void test_packings_have_versions() {
+  for (int32_t i = 0; i < cpu::kNumIsas; ++i) {
+    const cpu::Isa isa = static_cast<cpu::Isa>(i);
+    CHECK((cpu::gemm_packing_version(isa) >= 1) == cpu::isa_is_built(isa));
+  }
+  CHECK(cpu::gemm_packing_version(static_cast<cpu::Isa>(cpu::kNumIsas)) == 0);
+}
+
 void test_default_is_best() {
   CHECK(cpu::current_isa() == cpu::best_isa());
   CHECK(cpu::isa_is_supported(cpu::Isa::kScalar));
@@ -56,5 +65,6 @@ int main() {
   test_names();
   test_unknown_is_refused();
   test_force();
+  test_packings_have_versions();
   return result();
 }

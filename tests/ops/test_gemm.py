@@ -1,5 +1,6 @@
 """gemm, gemm_dequantize, gemm_requantize: exact against the reference, properties, errors."""
 
+import hashlib
 import json
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ import mambaquant_ext
 from cases import inputs
 from cases.gemm import CASES, KERNEL_CASES
 from mambaquant_ext import _C, ops
+from mambaquant_ext._load import gemm_packing, packed_gemm_weight_bytes
 from reference import gemm as reference
 from tolerances import assert_equal
 
@@ -283,6 +285,24 @@ def test_a_packing_between_vectors_is_refused(ops, generator):
     shifted = torch.cat([packed[:1], packed])[1:]
     with pytest.raises(NotImplementedError, match="packed to start at a multiple of 16 bytes"):
         ops.gemm(inputs.int8((3, 64), generator), shifted, layout, 32)
+
+
+# By instruction set and version: what a packing of that version is, for a weight with tails in both directions.
+PACKINGS = {
+    ("scalar", 1): "c00a9a02f71b2b276785cba51a846d5b7962e16d0dfede8a829e3a670e6e9f30",
+    ("avx2", 1): "6de7bb5973ac885391b972ab0506a4ea1a1aff65db92e4ae35fb50780ea6641b",
+    ("avx512_vnni", 1): "91a796de94bc5086256a505fa1604aad7dd8a70016d50f68cfef79d414f5662b",
+}
+
+
+def test_a_packing_keeps_its_bytes_as_long_as_its_version(isa):
+    """Files hold packed weights: where this fails, raise kPackingVersion (csrc/cpu/gemm_micro.h) and add a row."""
+    weight = (torch.arange(33 * 70) * 37 % 255 - 127).to(torch.int8).view(33, 70)
+    packed, layout = ops.pack_gemm_weight(weight)
+    packing = gemm_packing()
+    assert (packing.isa, packing.layout) == (isa, layout)
+    assert packed.numel() == packed_gemm_weight_bytes(33, 70)
+    assert hashlib.sha256(packed.numpy()).hexdigest() == PACKINGS[isa, packing.version]
 
 
 def test_a_layout_of_another_isa_is_refused():

@@ -123,12 +123,12 @@ def test_config_of_the_saved_model_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("exception", [OSError("disk full"), KeyboardInterrupt()], ids=repr)
-@pytest.mark.parametrize("step", ["save_file", "_sha256", "json.dumps", "replace", "copyfile"])
+@pytest.mark.parametrize("step", ["save_file", "sha256", "json.dumps", "replace", "copyfile"])
 def test_interrupted_save_leaves_nothing_that_loads(step, exception, folder, monkeypatch):
     """Also where a good checkpoint stood before: it must not load with half of another one's files."""
     targets = {
         "save_file": (files, "save_file"),
-        "_sha256": (files, "_sha256"),
+        "sha256": (files, "sha256"),
         "json.dumps": (files.json, "dumps"),
         "replace": (Path, "replace"),
         "copyfile": (mambaquant_ext.checkpoint.shutil, "copyfile"),
@@ -392,7 +392,7 @@ def respell(folder, change):
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     change(tensors)
     save_file(tensors, folder / TENSORS, {"format": "mambaquant"})
-    checksum = files._sha256(folder / TENSORS)
+    checksum = files.sha256(folder / TENSORS)
     rewrite(folder / METADATA, lambda values: put(values, ("tensors_sha256",), checksum))
 
 

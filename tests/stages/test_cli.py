@@ -257,6 +257,45 @@ def test_inspect_of_a_quantized_folder_shows_its_recipe(as_json, command, work):
     assert "w8a8" in out
 
 
+def test_pack_makes_an_image_that_inspect_shows_and_generate_uses(
+    as_json, command, spoiled, monkeypatch
+):
+    folder = spoiled / "int8"
+    options = ("generate", folder, "--prompt", "The state", "--tokens", "12")
+    before, inspected = as_json(*options)["text"], as_json("inspect", folder)
+    assert inspected["packed_images"] == {}
+    isa = mambaquant_ext.current_isa()
+    path = folder / f"packed-{isa}.safetensors"
+    values = as_json("pack", folder)
+    assert values == {"file": str(path), "isa": isa, "size_bytes": path.stat().st_size}
+    status, out, _ = command("pack", folder, "--isa", "scalar")
+    assert status == 0
+    assert "packed-scalar.safetensors" in out
+    after = as_json("inspect", folder)
+    assert after["packed_images"] == {isa: "ready", "scalar": "ready"}
+    assert after["size_bytes"] == inspected["size_bytes"]
+    assert f"packed for {isa}" in command("inspect", folder)[1]
+    monkeypatch.setattr(mambaquant_ext.ops, "pack_gemm_weight", None)
+    assert as_json(*options)["text"] == before
+
+
+def test_a_damaged_image_exits_with_1_and_the_remedy(command, spoiled):
+    folder = spoiled / "int8"
+    command("pack", folder)
+    path = folder / f"packed-{mambaquant_ext.current_isa()}.safetensors"
+    path.write_bytes(path.read_bytes()[:-30])
+    says = [path.name, f"`mambaquant pack {folder}`"]
+    fails(command, 1, "generate", folder, "--prompt", "The", says=says)
+    fails(command, 1, "inspect", folder, says=says)
+    assert command("pack", folder)[0] == 0
+    assert command("inspect", folder)[0] == 0
+
+
+def test_pack_takes_a_quantized_model_and_an_instruction_set(command, work):
+    fails(command, 1, "pack", work / "float", says=["mambaquant.json", "mambaquant quantize"])
+    fails(command, 2, "pack", work / "int8", "--isa", "sse", says=["--isa", "scalar", "'sse'"])
+
+
 def test_info_reports_every_kernel_ok_on_every_isa(as_json, command):
     values = as_json("info")
     assert values["version"] == mambaquant_ext.__version__
@@ -278,7 +317,7 @@ def test_info_fails_where_a_kernel_is_wrong(command, monkeypatch):
 def test_no_arguments_and_help_show_the_commands(command):
     for arguments in ((), ("--help",)):
         _, out, err = command(*arguments)
-        for name in ("quantize", "eval", "generate", "inspect", "info"):
+        for name in ("quantize", "pack", "eval", "generate", "inspect", "info"):
             assert name in out + err
 
 
@@ -492,7 +531,7 @@ def test_interrupt_exits_with_1_and_one_line(command, monkeypatch, work):
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mambaquant_ext.cli.generate.load", interrupt)
+    monkeypatch.setattr("mambaquant_ext.cli.generate.load_runner", interrupt)
     status, _, err = command("generate", work / "int8", "--prompt", "The")
     assert status in (1, 130)
     assert err.count("\n") <= 2

@@ -1,6 +1,6 @@
 """What the stages hand to each other: calibration statistics, packed models, and their files."""
 
-from mambaquant_ext.artifacts.files import CheckpointError, load_packed, read_metadata, save_packed
+from mambaquant_ext.artifacts.files import load_packed, read_metadata, save_packed
 from mambaquant_ext.artifacts.layout import (
     BlockLayout,
     BranchLayout,
@@ -11,6 +11,8 @@ from mambaquant_ext.artifacts.layout import (
     StreamWrite,
 )
 from mambaquant_ext.artifacts.packed import (
+    GemmSource,
+    KernelWeight,
     PackedBlock,
     PackedBranch,
     PackedConv,
@@ -25,6 +27,7 @@ from mambaquant_ext.artifacts.stats import (
     Range,
     RangeStats,
 )
+from mambaquant_ext.artifacts.tensor_file import CheckpointError
 
 __all__ = [
     "BlockLayout",
@@ -32,6 +35,8 @@ __all__ = [
     "BranchMoments",
     "CheckpointError",
     "ConvLayout",
+    "GemmSource",
+    "KernelWeight",
     "LayerMoments",
     "Merge",
     "MomentStats",

@@ -7,32 +7,35 @@ every field is checked before a tensor is used.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mambaquant_ext._load import GemmPacking
 from mambaquant_ext.artifacts.layout import BlockLayout
-from mambaquant_ext.artifacts.packed import PackedBlock, PackedHead, PackedLinear, PackedModel
+from mambaquant_ext.artifacts.packed import (
+    HEAD_WEIGHT,
+    LINEAR_WEIGHT,
+    PackedBlock,
+    PackedHead,
+    PackedLinear,
+    PackedModel,
+    block_prefix,
+)
+from mambaquant_ext.artifacts.packed_image import IMAGE_GLOB, open_image
 from mambaquant_ext.artifacts.structure import from_json
+from mambaquant_ext.artifacts.tensor_file import CheckpointError, TensorFile, replacing, sha256
 from mambaquant_ext.config import Recipe
 
 FORMAT, FORMAT_VERSION = "mambaquant", 2
 INT8_MIN, INT8_MAX = -128, 127
 TENSORS_FILE, METADATA_FILE = "model.safetensors", "mambaquant.json"
-
-
-class CheckpointError(ValueError):
-    """A folder that is not a readable checkpoint; the message names the file and the field."""
 
 
 def save_packed(model: PackedModel, folder: Path) -> None:
@@ -56,11 +59,13 @@ def save_packed(model: PackedModel, folder: Path) -> None:
         fields = dataclasses.fields(model.linear)
         tensors.update({f"linear.{f.name}": getattr(model.linear, f.name) for f in fields})
     for index, block in enumerate(model.blocks):
-        tensors.update({f"layers.{index}.{name}": t for name, t in block.tensors().items()})
+        tensors.update({block_prefix(index) + name: t for name, t in block.tensors().items()})
     (folder / METADATA_FILE).unlink(missing_ok=True)
-    with _replacing(folder / TENSORS_FILE) as temporary:
+    for image in folder.glob(IMAGE_GLOB):  # of the tensors that are replaced
+        image.unlink()
+    with replacing(folder / TENSORS_FILE) as temporary:
         save_file(_without_sharing(tensors), temporary, {"format": FORMAT})
-        checksum = _sha256(temporary)
+        checksum = sha256(temporary)
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -73,16 +78,21 @@ def save_packed(model: PackedModel, folder: Path) -> None:
         "calibration": dict(model.provenance),
         "tensors_sha256": checksum,
     }
-    with _replacing(folder / METADATA_FILE) as temporary:
+    with replacing(folder / METADATA_FILE) as temporary:
         temporary.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
 
 
-def load_packed(folder: Path, verify: bool = True) -> PackedModel:
+def load_packed(
+    folder: Path, verify: bool | None = None, packing: GemmPacking | None = None
+) -> PackedModel:
     """Reads a packed model; its tensors are memory-mapped.
 
     Args:
         folder: written by save_packed.
-        verify: compare the tensor file's SHA-256 with the one recorded.
+        verify: compare each file's SHA-256 with the one recorded, which reads all of it. By default, unless a packed
+            image is used: then the matrices that it holds and the embedding are not even looked at, unless asked
+            for by True.
+        packing: of the kernels to run on: a packed image that fits them is mapped too.
 
     Raises:
         CheckpointError: a missing, truncated, edited, newer or foreign file; nothing is returned half-loaded.
@@ -105,15 +115,22 @@ def load_packed(folder: Path, verify: bool = True) -> PackedModel:
         _field(metadata, "has_head", bool, where),
     )
     calibration = _field(metadata, "calibration", dict, where)
-    checksum = _field(metadata, "tensors_sha256", str, where)
-    tensors = _read_tensors(folder / TENSORS_FILE, checksum if verify else None)
-    blocks = tuple(_block(tensors, index, layout, folder) for index, layout in enumerate(layouts))
-    head = _head(tensors, layouts[0].hidden, folder) if has_head else None
-    linear = None if linear_name is None else _linear(tensors, folder)
-    surroundings = {} if has_head else _surroundings(tensors)
-    if tensors:
-        raise CheckpointError(f"{folder / TENSORS_FILE}: unknown tensor {min(tensors)}")
-    return PackedModel(
+    checksum = tensors_checksum(metadata, folder)
+    file = TensorFile.map(folder / TENSORS_FILE)
+    image = None if packing is None else open_image(folder, packing, checksum)
+    verify = image is None if verify is None else verify
+    if verify:
+        _check_sha256(file.path, checksum)
+    unread = () if image is None or verify else (*image.file.tensors, "head.embedding")
+    file.expect_few_reads(name for name in unread if name in file.table)
+    tensors = _Tensors(dict(file.tensors), file.path, frozenset(unread))
+    blocks = tuple(_block(tensors, index, layout) for index, layout in enumerate(layouts))
+    head = _head(tensors, layouts[0].hidden) if has_head else None
+    linear = None if linear_name is None else _linear(tensors)
+    surroundings = {} if has_head else tensors.take_all("surroundings.")
+    if tensors.left:
+        raise CheckpointError(f"{file.path}: unknown tensor {min(tensors.left)}")
+    model = PackedModel(
         adapter=adapter,
         names=tuple(names),
         blocks=blocks,
@@ -124,6 +141,11 @@ def load_packed(folder: Path, verify: bool = True) -> PackedModel:
         recipe=recipe,
         provenance=calibration,
     )
+    if image is None:
+        return model
+    if verify:
+        image.check_sha256()
+    return dataclasses.replace(model, kernel_weights=image.kernel_weights(model.gemm_sources()))
 
 
 def _layouts(metadata: Mapping[str, Any], recipe: Recipe, where: Path) -> list[BlockLayout]:
@@ -182,6 +204,20 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     return metadata
 
 
+def tensors_checksum(metadata: Mapping[str, Any], folder: Path) -> str:
+    """The recorded SHA-256 of a checkpoint's tensor file.
+
+    Args:
+        metadata: from read_metadata.
+        folder: of the checkpoint.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    checksum: str = _field(metadata, "tensors_sha256", str, folder / METADATA_FILE)
+    return checksum
+
+
 def read_json(path: Path, refusal: type[ValueError] = CheckpointError) -> dict[str, Any]:
     """A file that holds one JSON object.
 
@@ -232,43 +268,52 @@ def _field(values: Mapping[str, Any], name: str, kind: type, where: Path) -> Any
     return value
 
 
-def _read_tensors(path: Path, checksum: str | None) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: not found")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: truncated or not a safetensors file ({error})") from None
-    if checksum is not None and (found := _sha256(path)) != checksum:
+@dataclass(frozen=True, slots=True)
+class _Tensors:
+    """The tensors of a file that nobody has taken yet.
+
+    Attributes:
+        left: by name.
+        where: the file, for errors.
+        unread: names of those whose values have been checked already, when the image was made that stands in for them.
+    """
+
+    left: dict[str, Tensor]
+    where: Path
+    unread: frozenset[str]
+
+    def take(
+        self, name: str, shape: tuple[int, ...], dtypes: torch.dtype | tuple[torch.dtype, ...]
+    ) -> Tensor:
+        """A tensor, checked."""
+        dtypes = (dtypes,) if isinstance(dtypes, torch.dtype) else dtypes
+        tensor = self.left.pop(name, None)
+        if tensor is None:
+            raise CheckpointError(f"{self.where}: tensor {name}: missing")
+        if tuple(tensor.shape) != shape or tensor.dtype not in dtypes:
+            wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise CheckpointError(
+                f"{self.where}: tensor {name}: expected {wanted} of shape {shape}, got "
+                f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+            )
+        wanted = "" if name in self.unread else _missing_property(name, tensor)
+        if wanted:
+            raise CheckpointError(f"{self.where}: tensor {name}: expected {wanted}")
+        return tensor
+
+    def take_all(self, prefix: str) -> dict[str, Tensor]:
+        """Whatever stands around the blocks: the model knows the shapes, and no kernel relies on values."""
+        names = [name for name in self.left if name.startswith(prefix)]
+        return {name.removeprefix(prefix): self.left.pop(name) for name in names}
+
+
+def _check_sha256(path: Path, checksum: str) -> None:
+    found = sha256(path)
+    if found != checksum:
         raise CheckpointError(
             f"{path}: expected SHA-256 {checksum} ({METADATA_FILE}: tensors_sha256), got {found}; the file was "
             "changed after it was written"
         )
-    return tensors
-
-
-def _take(
-    tensors: dict[str, Tensor],
-    name: str,
-    shape: tuple[int, ...],
-    dtypes: tuple[torch.dtype, ...],
-    folder: Path,
-) -> Tensor:
-    where = folder / TENSORS_FILE
-    tensor = tensors.pop(name, None)
-    if tensor is None:
-        raise CheckpointError(f"{where}: tensor {name}: missing")
-    if tuple(tensor.shape) != shape or tensor.dtype not in dtypes:
-        wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise CheckpointError(
-            f"{where}: tensor {name}: expected {wanted} of shape {shape}, got "
-            f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
-        )
-    wanted = _missing_property(name, tensor)
-    if wanted:
-        raise CheckpointError(f"{where}: tensor {name}: expected {wanted}")
-    return tensor
 
 
 def _missing_property(name: str, tensor: Tensor) -> str:
@@ -285,84 +330,52 @@ def _missing_property(name: str, tensor: Tensor) -> str:
     return ""
 
 
-def _block(
-    tensors: dict[str, Tensor], index: int, layout: BlockLayout, folder: Path
-) -> PackedBlock:
+def _block(tensors: _Tensors, index: int, layout: BlockLayout) -> PackedBlock:
+    prefix = block_prefix(index)
     return PackedBlock.from_tensors(
         layout,
         {
-            name: _take(tensors, f"layers.{index}.{name}", shape, (dtype,), folder)
+            name: tensors.take(prefix + name, shape, dtype)
             for name, (shape, dtype) in layout.expected().items()
         },
     )
 
 
-def _linear(tensors: dict[str, Tensor], folder: Path) -> PackedLinear:
-    weight = tensors.get("linear.weight")
+def _linear(tensors: _Tensors) -> PackedLinear:
+    weight = tensors.left.get(LINEAR_WEIGHT)
     if weight is None or weight.dim() != 2:
         raise CheckpointError(
-            f"{folder / TENSORS_FILE}: tensor linear.weight: expected a matrix, got "
+            f"{tensors.where}: tensor {LINEAR_WEIGHT}: expected a matrix, got "
             f"{'nothing' if weight is None else tuple(weight.shape)}"
         )
-    shape, f32 = tuple(weight.shape), (torch.float32,)
+    shape, f32 = tuple(weight.shape), torch.float32
     return PackedLinear(
-        weight=_take(tensors, "linear.weight", shape, (torch.int8,), folder),
-        weight_scale=_take(tensors, "linear.weight_scale", shape[:1], f32, folder),
-        bias=_take(tensors, "linear.bias", shape[:1], f32, folder),
-        in_scale=_take(tensors, "linear.in_scale", (1,), f32, folder),
+        weight=tensors.take(LINEAR_WEIGHT, shape, torch.int8),
+        weight_scale=tensors.take("linear.weight_scale", shape[:1], f32),
+        bias=tensors.take("linear.bias", shape[:1], f32),
+        in_scale=tensors.take("linear.in_scale", (1,), f32),
     )
 
 
-def _surroundings(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Whatever stands around the blocks: the model knows the shapes, and no kernel relies on values."""
-    prefix = "surroundings."
-    names = [name for name in tensors if name.startswith(prefix)]
-    return {name.removeprefix(prefix): tensors.pop(name) for name in names}
-
-
-def _head(tensors: dict[str, Tensor], hidden: int, folder: Path) -> PackedHead:
-    embedding = tensors.get("head.embedding")
+def _head(tensors: _Tensors, hidden: int) -> PackedHead:
+    embedding = tensors.left.get("head.embedding")
     vocab = 0 if embedding is None or embedding.dim() == 0 else embedding.shape[0]
     if embedding is not None and vocab == 0:
-        raise CheckpointError(
-            f"{folder / TENSORS_FILE}: tensor head.embedding: expected rows, got none"
-        )
+        raise CheckpointError(f"{tensors.where}: tensor head.embedding: expected rows, got none")
     matrix, rows = (vocab, hidden), (vocab,)
     f32, int8 = torch.float32, torch.int8
 
     def optional(name: str, shape: tuple[int, ...], present: bool) -> Tensor | None:
-        return _take(tensors, name, shape, (f32,), folder) if present else None
+        return tensors.take(name, shape, f32) if present else None
 
-    embedding = _take(tensors, "head.embedding", matrix, (int8, torch.float16), folder)
-    lm_head = _take(tensors, "head.lm_head", matrix, (int8, f32), folder)
+    embedding = tensors.take("head.embedding", matrix, (int8, torch.float16))
+    lm_head = tensors.take(HEAD_WEIGHT, matrix, (int8, f32))
     is_int8_head = lm_head.dtype == int8
     return PackedHead(
         embedding=embedding,
         embedding_scale=optional("head.embedding_scale", rows, embedding.dtype == int8),
-        norm_f=_take(tensors, "head.norm_f", (hidden,), (f32,), folder),
+        norm_f=tensors.take("head.norm_f", (hidden,), f32),
         lm_head=lm_head,
         lm_head_scale=optional("head.lm_head_scale", rows, is_int8_head),
         head_scale=optional("head.head_scale", (1,), is_int8_head),
     )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file that takes `path`'s place if the block succeeds."""
-    handle, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,48 @@ from torch import Tensor
 
 from mambaquant_ext.artifacts.layout import BlockLayout
 from mambaquant_ext.config import Recipe
+
+# Names of matrices outside the blocks, in a checkpoint.
+HEAD_WEIGHT, LINEAR_WEIGHT = "head.lm_head", "linear.weight"
+
+
+def block_prefix(index: int) -> str:
+    """What the names of a block's tensors begin with, in a checkpoint.
+
+    Args:
+        index: of the block.
+    """
+    return f"layers.{index}."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelWeight:
+    """A matrix as the kernels of one instruction set read it.
+
+    Attributes:
+        packed: as pack_gemm_weight gives it, opaque.
+        layout: what pack_gemm_weight names it.
+        acc_offset: (N,), int32, sum_k zero_point[k] * weight[n, k], or None where the input has no zero points.
+    """
+
+    packed: Tensor
+    layout: int
+    acc_offset: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GemmSource:
+    """What a KernelWeight is made from.
+
+    Attributes:
+        name: of the weight in the checkpoint.
+        weight: (N, K), int8.
+        zero_point: (K,), int32, of its input, or None.
+    """
+
+    name: str
+    weight: Tensor
+    zero_point: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +172,33 @@ class PackedBlock:
                     }
         return found
 
+    def x_zero_point_of(self, branch: int) -> Tensor | None:
+        """The zero points of what a branch scans.
+
+        Args:
+            branch: its index.
+
+        Returns:
+            (branch's dim,), int32, contiguous, or None where x is symmetric.
+        """
+        layout = self.layout.branches[branch]
+        if layout.conv is None:
+            return None
+        zero_point = self.convs[layout.conv].x_zero_point
+        return zero_point[layout.first_channel :][: layout.dim].contiguous()
+
+    def gemm_sources(self) -> Iterator[GemmSource]:
+        """Every matrix that an int8 product reads, in the order of their use."""
+        yield GemmSource(name="in_proj", weight=self.in_proj)
+        for index, branch in enumerate(self.branches):
+            yield GemmSource(
+                name=f"branches.{index}.x_proj",
+                weight=branch.x_proj,
+                zero_point=self.x_zero_point_of(index),
+            )
+            yield GemmSource(name=f"branches.{index}.dt_proj", weight=branch.dt_proj)
+        yield GemmSource(name="out_proj", weight=self.out_proj)
+
     @classmethod
     def from_tensors(cls, layout: BlockLayout, tensors: Mapping[str, Tensor]) -> PackedBlock:
         """The inverse of tensors().
@@ -213,6 +282,8 @@ class PackedModel:
         linear: an int8 head, or None.
         recipe: that made it.
         provenance: what it was calibrated on: data hash, counts, seed.
+        kernel_weights: by the names of gemm_sources(), from a packed image for the instruction set in use; those
+            that are missing are packed when the model is built.
     """
 
     adapter: str
@@ -224,3 +295,24 @@ class PackedModel:
     linear: PackedLinear | None = None
     recipe: Recipe
     provenance: Mapping[str, Any]
+    kernel_weights: Mapping[str, KernelWeight] = dataclasses.field(default_factory=dict)
+
+    def gemm_sources(self) -> Iterator[GemmSource]:
+        """Every matrix that an int8 product reads, in the order of their use."""
+        for index, block in enumerate(self.blocks):
+            for source in block.gemm_sources():
+                yield dataclasses.replace(source, name=f"{block_prefix(index)}{source.name}")
+        if self.head is not None and self.head.lm_head_scale is not None:
+            yield GemmSource(name=HEAD_WEIGHT, weight=self.head.lm_head)
+        if self.linear is not None:
+            yield GemmSource(name=LINEAR_WEIGHT, weight=self.linear.weight)
+
+    def kernel_weights_of(self, block: int) -> dict[str, KernelWeight]:
+        """Those of one block, by the names of its own gemm_sources().
+
+        Args:
+            block: its index.
+        """
+        names = [source.name for source in self.blocks[block].gemm_sources()]
+        found = {name: self.kernel_weights.get(block_prefix(block) + name) for name in names}
+        return {name: weight for name, weight in found.items() if weight is not None}

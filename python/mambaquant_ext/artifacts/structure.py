@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import types
 import typing
 from typing import Any, TypeVar
@@ -54,10 +55,16 @@ def _converted(kind: Any, value: Any, where: str) -> Any:
         raise ValueError(f"{where}: expected {kind.__name__}, got {value!r}") from None
 
 
+@functools.cache
+def _type_hints(kind: Any) -> dict[str, Any]:
+    """The annotations of a class, which are text to be compiled: half of what reading a checkpoint's metadata took."""
+    return typing.get_type_hints(kind)
+
+
 def _dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected an object, got {value!r}")
-    hints = typing.get_type_hints(kind)
+    hints = _type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]
     for name in sorted(set(value) - set(names)):
         raise ValueError(f"{where}.{name}: unknown field")

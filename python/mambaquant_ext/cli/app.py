@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from mambaquant_ext.cli import evaluate, generate, info, inspect, quantize
+from mambaquant_ext.cli import evaluate, generate, info, inspect, pack, quantize
 
 FAILURE = 1  # bad arguments end in 2, by typer
 
@@ -19,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("quantize")(quantize.quantize)
+app.command("pack")(pack.pack)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("inspect")(inspect.inspect)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from mambaquant_ext.checkpoint import load
+from mambaquant_ext.checkpoint import end_tokens, load_runner
 from mambaquant_ext.cli.console import print_json, quiet_libraries
 from mambaquant_ext.cli.models import is_quantized
 from mambaquant_ext.cli.options import ModelFolder
@@ -23,7 +23,6 @@ from mambaquant_ext.generation import (
     stream,
 )
 from mambaquant_ext.model.checkpoint import load_float_model, vision_config
-from mambaquant_ext.run import LanguageRunner
 
 STDIN = Path("-")
 
@@ -43,10 +42,12 @@ def _prompt_text(prompt: str | None, file: Path | None) -> str:
 
 def _open_model(folder: Path) -> tuple[Runner[Any], tuple[int, ...]]:
     """What reads tokens, and the tokens that end a text."""
-    model = load(folder) if is_quantized(folder) else load_float_model(folder)
+    if is_quantized(folder):
+        return load_runner(folder), end_tokens(folder)
+    model = load_float_model(folder)
     eos = model.generation_config.eos_token_id
     eos_ids = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
-    return LanguageRunner(model) if is_quantized(folder) else ModuleRunner(model), eos_ids
+    return ModuleRunner(model), eos_ids
 
 
 def _report(prompt: str, result: Generation, as_json: bool) -> None:

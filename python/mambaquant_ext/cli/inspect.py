@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mambaquant_ext.artifacts import load_packed
+from mambaquant_ext.checkpoint import packed_images
 from mambaquant_ext.cli.console import (
     print_json,
     print_line,
@@ -91,12 +92,14 @@ def _cells(row: SiteStatistics) -> list[str]:
 
 
 def _inspect_quantized(folder: Path, json: bool) -> None:
-    packed = load_packed(folder)
+    packed = load_packed(folder, verify=True)
+    images = packed_images(folder)
     values = {
         "adapter": packed.adapter,
         "recipe": packed.recipe.to_dict(),
         "layers": len(packed.blocks),
         "size_bytes": folder_bytes(folder),
+        "packed_images": images,
         "calibration": dict(packed.provenance),
     }
     if json:
@@ -108,5 +111,6 @@ def _inspect_quantized(folder: Path, json: bool) -> None:
         ["layers", str(len(packed.blocks))],
         ["size (MB)", f"{folder_bytes(folder) / 1e6:.2f}"],
     ]
+    rows += [[f"packed for {isa}", state] for isa, state in images.items()]
     rows += [[f"calibration {key}", str(value)] for key, value in packed.provenance.items()]
     print_table(folder.name, ["field", "value"], rows)

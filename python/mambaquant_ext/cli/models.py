@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mambaquant_ext.artifacts.files import METADATA_FILE
+from mambaquant_ext.artifacts.packed_image import IMAGE_GLOB
 
 
 def is_quantized(folder: Path) -> bool:
@@ -13,6 +14,7 @@ def is_quantized(folder: Path) -> bool:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of the weights in a model folder."""
+    """Bytes of the weights in a model folder, packed images, which hold some of them again, left out."""
     names = ("*.safetensors", "pytorch_model*.bin")
-    return sum(path.stat().st_size for name in names for path in folder.glob(name))
+    found = {path for name in names for path in folder.glob(name)} - set(folder.glob(IMAGE_GLOB))
+    return sum(path.stat().st_size for path in found)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mambaquant_ext.artifacts import PackedBlock
+from mambaquant_ext.artifacts import KernelWeight, PackedBlock
 from mambaquant_ext.config import Fidelity, Recipe
 from mambaquant_ext.routes import Grid
 from mambaquant_ext.run.cache import read_cache, write_cache
@@ -38,6 +38,7 @@ class QuantMambaBlock(FrozenModule):
         packed: PackedBlock,
         layer_idx: int = 0,
         fidelity: Fidelity = Fidelity.INTEGER,
+        kernel_weights: Mapping[str, KernelWeight] | None = None,
     ) -> None:
         """Packs the weights for the instruction set in use.
 
@@ -45,6 +46,7 @@ class QuantMambaBlock(FrozenModule):
             packed: the block's structure and tensors.
             layer_idx: this block's index in a model's cache.
             fidelity: integer kernels, or their emulation in float.
+            kernel_weights: those that are packed already, by the names of packed.gemm_sources().
 
         Raises:
             ValueError: integer execution of fewer than 8 bits, or of sizes that the kernels do not have.
@@ -55,14 +57,20 @@ class QuantMambaBlock(FrozenModule):
         self.layout = packed.layout
         for name, tensor in packed.tensors().items():
             self.register_buffer(name.replace(".", "_"), tensor)
-        self.prepare()
+        self._prepare(kernel_weights)
 
     def prepare(self) -> None:
         """Packs the weights for the device that they are on."""
+        self._prepare(None)
+
+    def _prepare(self, kernel_weights: Mapping[str, KernelWeight] | None) -> None:
         tensors = {name: self.get_buffer(name.replace(".", "_")) for name in self.layout.expected()}
         self.packed = PackedBlock.from_tensors(self.layout, tensors)
-        is_integer = self.fidelity is Fidelity.INTEGER
-        self.executor = (IntegerMixer if is_integer else EmulatedMixer)(self.packed)
+        self.executor: IntegerMixer | EmulatedMixer
+        if self.fidelity is Fidelity.INTEGER:
+            self.executor = IntegerMixer(self.packed, kernel_weights)
+        else:
+            self.executor = EmulatedMixer(self.packed)
 
     @classmethod
     def from_float(

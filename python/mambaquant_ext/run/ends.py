@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mambaquant_ext import ops
-from mambaquant_ext.artifacts import NormKind, PackedBlock, Skip
+from mambaquant_ext.artifacts import KernelWeight, NormKind, PackedBlock, Skip
 from mambaquant_ext.model.parts import apply_norm
 from mambaquant_ext.run.modules import GemmWeight
 from mambaquant_ext.run.reading import norm_before, norm_behind
@@ -73,11 +73,13 @@ class BlockEntry:
 class BlockExit:
     """Norm, online rotation and rounding behind the scans, and out_proj."""
 
-    def __init__(self, packed: PackedBlock) -> None:
-        """Packs out_proj."""
+    def __init__(self, packed: PackedBlock, out_proj: KernelWeight | None = None) -> None:
+        """Packs out_proj, unless that has been done."""
         self.packed, self.layout = packed, packed.layout
         self.norm = norm_behind(packed)
-        self.out_proj = GemmWeight(packed.out_proj, packed.out_proj_scale, packed.out_proj_bias)
+        self.out_proj = GemmWeight(
+            packed.out_proj, packed.out_proj_scale, packed.out_proj_bias, made=out_proj
+        )
 
     def normalised(self, y: Tensor) -> Tensor:
         """The norm between merge and gate.

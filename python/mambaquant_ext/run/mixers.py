@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mambaquant_ext import ops
-from mambaquant_ext.artifacts import BlockLayout, BranchLayout, Merge, PackedBlock
+from mambaquant_ext.artifacts import BlockLayout, BranchLayout, KernelWeight, Merge, PackedBlock
 from mambaquant_ext.model import MixerState, block_forward
 from mambaquant_ext.model.parts import (
     even_sigmoid,
@@ -55,15 +55,27 @@ def check_runs_on_kernels(layout: BlockLayout) -> None:
 class _Branch:
     """Weights and constants of one branch for the kernels."""
 
-    def __init__(self, packed: PackedBlock, layout: BranchLayout, index: int) -> None:
+    def __init__(
+        self,
+        packed: PackedBlock,
+        layout: BranchLayout,
+        index: int,
+        made: Mapping[str, KernelWeight],
+    ) -> None:
         branch = packed.branches[index]
         self.layout = layout
         self.channels = slice(layout.first_channel, layout.first_channel + layout.dim)
-        zero_point = None
-        if layout.conv is not None:
-            zero_point = packed.convs[layout.conv].x_zero_point[self.channels].contiguous()
-        self.x_proj = GemmWeight(branch.x_proj, branch.x_proj_scale, branch.x_proj_bias, zero_point)
-        self.dt_proj = GemmWeight(branch.dt_proj, branch.dt_proj_scale)
+        zero_point = packed.x_zero_point_of(index)
+        self.x_proj = GemmWeight(
+            branch.x_proj,
+            branch.x_proj_scale,
+            branch.x_proj_bias,
+            zero_point,
+            made.get(f"branches.{index}.x_proj"),
+        )
+        self.dt_proj = GemmWeight(
+            branch.dt_proj, branch.dt_proj_scale, made=made.get(f"branches.{index}.dt_proj")
+        )
         self.parts = [layout.dt_rank, layout.dstate, layout.dstate]
         self.dtBC_scale = branch.dtBC_scale
         dt_scale, B_scale, C_scale = branch.dtBC_scale.split(self.parts)
@@ -114,8 +126,14 @@ class _Branch:
 class IntegerMixer:
     """The int8 data flow. A state is MixerState(int8 (batch, width - 1, dim), float32 (batch, dstate, dim))."""
 
-    def __init__(self, packed: PackedBlock) -> None:
+    def __init__(
+        self, packed: PackedBlock, kernel_weights: Mapping[str, KernelWeight] | None = None
+    ) -> None:
         """Packs the weights.
+
+        Args:
+            packed: structure and tensors.
+            kernel_weights: those that are packed already, by the names of packed.gemm_sources().
 
         Raises:
             ValueError: fewer than 8 bits, or sizes that the kernels do not have.
@@ -123,8 +141,11 @@ class IntegerMixer:
         layout = packed.layout
         check_runs_on_kernels(layout)
         self.packed, self.layout = packed, layout
-        self.entry, self.exit = BlockEntry(packed), BlockExit(packed)
-        self.in_proj = GemmWeight(packed.in_proj, packed.in_proj_scale, packed.in_proj_bias)
+        made = kernel_weights or {}
+        self.entry, self.exit = BlockEntry(packed), BlockExit(packed, made.get("out_proj"))
+        self.in_proj = GemmWeight(
+            packed.in_proj, packed.in_proj_scale, packed.in_proj_bias, made=made.get("in_proj")
+        )
         self.xs_scale = packed.xz_scale[: layout.dim].clone()
         self.z_scale = packed.xz_scale[layout.dim :].clone()
         # A gate is part of the scan unless something comes between scan and gate.
@@ -144,7 +165,7 @@ class IntegerMixer:
             }
             for conv in packed.convs
         ]
-        self.branches = [_Branch(packed, b, index) for index, b in enumerate(layout.branches)]
+        self.branches = [_Branch(packed, b, i, made) for i, b in enumerate(layout.branches)]
         self.heads = _heads(layout)
         self.native = NativeBlocks([self]) if fits(layout) else None
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mambaquant_ext import ops
 from mambaquant_ext._load import device_types
-from mambaquant_ext.artifacts import PackedHead
+from mambaquant_ext.artifacts import KernelWeight, PackedHead
 from mambaquant_ext.model.parts import rms_norm
 from mambaquant_ext.run.emulate import round_symmetric
 
@@ -41,6 +41,21 @@ class FrozenModule(nn.Module):
         return self
 
 
+def kernel_weight(weight: Tensor, zero_point: Tensor | None = None) -> KernelWeight:
+    """Packs a matrix for the kernels in use.
+
+    Args:
+        weight: (N, K), int8.
+        zero_point: (K,), int32, of the activation, or None.
+    """
+    packed, layout = ops.pack_gemm_weight(weight)
+    acc_offset = None
+    if zero_point is not None:
+        # Exact: |sum| <= 131,072 * 128 * 127 < 2^53.
+        acc_offset = (weight.double() @ zero_point.double()).to(torch.int32)
+    return KernelWeight(packed=packed, layout=layout, acc_offset=acc_offset)
+
+
 class GemmWeight:
     """An int8 weight packed for the kernels of the instruction set in use, with its epilogue's constants."""
 
@@ -50,6 +65,7 @@ class GemmWeight:
         scale: Tensor,
         bias: Tensor | None = None,
         zero_point: Tensor | None = None,
+        made: KernelWeight | None = None,
     ) -> None:
         """Packs.
 
@@ -58,14 +74,14 @@ class GemmWeight:
             scale: (N,), float32.
             bias: (N,), float32; zeros count as none.
             zero_point: (K,), int32, of the activation; zeros count as none.
+            made: of this weight and zero_point for the kernels in use, where that has been done; else None.
         """
-        self.packed, self.layout = ops.pack_gemm_weight(weight)
+        zero_point = zero_point if zero_point is not None and bool(zero_point.any()) else None
+        made = kernel_weight(weight, zero_point) if made is None else made
+        self.packed, self.layout = made.packed, made.layout
         self.scale = scale
         self.bias = bias if bias is not None and bool(bias.any()) else None
-        self.acc_offset = None
-        if zero_point is not None and bool(zero_point.any()):
-            # Exact: |sum| <= 131,072 * 128 * 127 < 2^53.
-            self.acc_offset = (weight.double() @ zero_point.double()).to(torch.int32)
+        self.acc_offset = None if zero_point is None else made.acc_offset
 
     def requantize(self, a: Tensor, a_scale: Tensor, out_scale: Tensor) -> Tensor:
         """(tokens, K) int8 -> (tokens, N) int8 on the grid out_scale (N,)."""
@@ -151,6 +167,7 @@ class QuantLinear(FrozenModule):
         in_scale: Tensor | None = None,
         activation_bits: int = 8,
         emulated: bool = False,
+        made: KernelWeight | None = None,
     ) -> None:
         """Takes a packed weight.
 
@@ -161,6 +178,7 @@ class QuantLinear(FrozenModule):
             in_scale: (1,), float32, of the input, with an int8 weight.
             activation_bits: of the input; 8 unless emulated.
             emulated: compute in float on rounded values.
+            made: of the weight for the kernels in use, where that has been done; else None.
         """
         super().__init__()
         self.register_buffer("q_weight", weight)
@@ -169,10 +187,13 @@ class QuantLinear(FrozenModule):
         self.register_buffer("in_scale", in_scale)
         self.out_features, self.in_features = weight.shape
         self._bits, self._is_emulated = activation_bits, emulated
-        self.prepare()
+        self._prepare(made)
 
     def prepare(self) -> None:
         """Packs the weight, or makes it float."""
+        self._prepare(None)
+
+    def _prepare(self, made: KernelWeight | None) -> None:
         self.packed: GemmWeight | None = None
         self._float: Tensor | None = None
         if self.weight_scale is None:
@@ -180,7 +201,7 @@ class QuantLinear(FrozenModule):
         elif self._is_emulated:
             self._float = self.q_weight.float() * self.weight_scale[:, None]
         else:
-            self.packed = GemmWeight(self.q_weight, self.weight_scale, self.bias)
+            self.packed = GemmWeight(self.q_weight, self.weight_scale, self.bias, made=made)
 
     @property
     def weight(self) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mambaquant_ext.artifacts import PackedHead, PackedModel
+from mambaquant_ext.artifacts.packed import HEAD_WEIGHT, LINEAR_WEIGHT
 from mambaquant_ext.config import Fidelity, Rotation
 from mambaquant_ext.model.adapters import adapter
 from mambaquant_ext.model.hf import embedding_name, norm_parts
@@ -85,6 +87,13 @@ class QuantCalledBlock(CalledBlock):
         return out.to(hidden_states.dtype)
 
 
+def _blocks(packed: PackedModel, fidelity: Fidelity) -> list[QuantMambaBlock]:
+    return [
+        QuantMambaBlock(block, index, fidelity, packed.kernel_weights_of(index))
+        for index, block in enumerate(packed.blocks)
+    ]
+
+
 def _swap_blocks(model: nn.Module, packed: PackedModel, fidelity: Fidelity) -> None:
     known = adapter(packed.adapter)
     sites = known.sites(model)
@@ -93,7 +102,7 @@ def _swap_blocks(model: nn.Module, packed: PackedModel, fidelity: Fidelity) -> N
         raise ValueError(
             f"swap_: expected a model with Mamba blocks {', '.join(packed.names)}, got {', '.join(names) or 'none'}"
         )
-    blocks = [QuantMambaBlock(b, index, fidelity) for index, b in enumerate(packed.blocks)]
+    blocks = _blocks(packed, fidelity)
     _check_surroundings(model, packed)
     rotation = packed.recipe.residual_rotation
     if rotation is not Rotation.NONE and known.rotates_stream(model, rotation):
@@ -110,6 +119,7 @@ def _swap_blocks(model: nn.Module, packed: PackedModel, fidelity: Fidelity) -> N
             packed.linear.in_scale,
             packed.recipe.activation_bits,
             fidelity is Fidelity.EMULATED,
+            packed.kernel_weights.get(LINEAR_WEIGHT),
         )
         replace_module(model, packed.linear_name, linear)
 
@@ -138,6 +148,36 @@ def _set_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:
         owner._buffers[leaf] = tensor.clone()
 
 
+def bare_language_model(packed: PackedModel, fidelity: Fidelity = Fidelity.INTEGER) -> nn.Module:
+    """The quantized modules of a language model under their usual names, without a library's model around them.
+
+    It has no forward of its own: a LanguageRunner runs it.
+
+    Args:
+        packed: with a head.
+        fidelity: int8 kernels or their emulation.
+
+    Raises:
+        ValueError: a packed model without a head, or as swap_.
+    """
+    if packed.head is None:
+        raise ValueError(f"expected a language model, got one of adapter {packed.adapter!r}")
+    vocab, hidden = packed.head.embedding.shape
+    # Of any attributes, which nn.Module does not declare.
+    model: Any = nn.Module()
+    backbone: Any = nn.Module()
+    # Given a weight, the module draws none: a random one without storage would import torch's compiler.
+    table = torch.empty(vocab, hidden, device="meta")
+    backbone.embeddings = nn.Embedding.from_pretrained(table)
+    backbone.norm_f = nn.RMSNorm(hidden, packed.blocks[0].layout.norm_eps)
+    backbone.layers = nn.ModuleList(nn.Identity() for _ in packed.blocks)
+    model.backbone = backbone
+    model.config = SimpleNamespace(vocab_size=vocab, hidden_size=hidden)
+    swap_(model, packed, fidelity)
+    made: nn.Module = model
+    return made
+
+
 def _swap_language_model(
     model: nn.Module, packed: PackedModel, head: PackedHead, fidelity: Fidelity
 ) -> None:
@@ -156,21 +196,16 @@ def _swap_language_model(
             f"swap_: expected an embedding of shape (vocab, hidden) {tuple(expected)}, got {tuple(table)}"
         )
     _, eps = norm_parts(backbone.norm_f, "backbone.norm_f")
-    blocks: list[nn.Module] = [
-        QuantMambaBlock(block, index, fidelity) for index, block in enumerate(packed.blocks)
-    ]
-    if is_mamba_ssm:
-        blocks = [
-            QuantMambaSsmBlock(block) for block in blocks if isinstance(block, QuantMambaBlock)
-        ]
+    blocks = _blocks(packed, fidelity)
     lm_head = QuantLinear(
         head.lm_head,
         head.lm_head_scale,
         in_scale=head.head_scale,
         activation_bits=packed.recipe.activation_bits,
         emulated=fidelity is Fidelity.EMULATED,
+        made=packed.kernel_weights.get(HEAD_WEIGHT),
     )
-    backbone.layers = nn.ModuleList(blocks)
+    backbone.layers = nn.ModuleList(map(QuantMambaSsmBlock, blocks) if is_mamba_ssm else blocks)
     setattr(backbone, embedding_name(backbone), QuantEmbedding(head))
     backbone.norm_f = FinalNorm(head.norm_f, eps)
     if is_mamba_ssm:

@@ -333,8 +333,8 @@ def test_mixtures_of_models_and_data_exit_with_2_before_any_work(
 
     for name in ("quantize", "evaluate", "inspect", "generate"):
         monkeypatch.setattr(f"mambaquant_ext.cli.{name}.load_float_model", no_work)
-    for name in ("evaluate", "generate"):
-        monkeypatch.setattr(f"mambaquant_ext.cli.{name}.load", no_work)
+    for name in ("evaluate.load", "generate.load_runner"):
+        monkeypatch.setattr(f"mambaquant_ext.cli.{name}", no_work)
     language, vision, int8 = docs_model.FOLDER, work / "float", work / "int8"
     text, npz, out = work / "text.txt", work / "test.npz", ("--out", tmp_path / "o")
     idx = work / "test-images-idx3-ubyte.gz"

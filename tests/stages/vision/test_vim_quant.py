@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mambaquant_ext import CheckpointError, Fidelity, load, recipe, save
+from mambaquant_ext import CheckpointError, Fidelity, load, load_runner, ops, prepack, recipe, save
 from mambaquant_ext.artifacts import load_packed, save_packed
 from mambaquant_ext.images import load_images, normalise
 from mambaquant_ext.model.adapters import adapter_for
@@ -216,6 +216,23 @@ def test_a_surrounding_tensor_of_another_dtype_is_refused(dtype, saved, tmp_path
     save(dataclasses.replace(packed, surroundings=surroundings), model_of("v2").config, tmp_path)
     with pytest.raises(ValueError, match=rf"pos_embed: expected torch.float32, got {dtype}"):
         load(tmp_path)
+
+
+def test_packed_image_holds_every_matrix_of_all_routes_and_the_head(
+    saved, tmp_path, isa, monkeypatch
+):
+    folder = Path(shutil.copytree(saved, tmp_path / "copy"))
+    plain = quantizing.flat(quantizing.outputs(load(folder), batches()[0]))
+    prepack(folder)
+    monkeypatch.setattr(ops, "pack_gemm_weight", None)
+    for verify in (None, True):
+        loaded = load(folder, verify=verify)
+        assert_equal(quantizing.flat(quantizing.outputs(loaded, batches()[0])), plain)
+
+
+def test_no_language_runner_for_a_vision_model(saved):
+    with pytest.raises(ValueError, match="expected a language model, got one of adapter 'vim'"):
+        load_runner(saved)
 
 
 def test_sizes_that_no_tensor_has_are_refused(saved, tmp_path):
