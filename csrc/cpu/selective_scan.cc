@@ -40,13 +40,10 @@ void find_tokens(const SelectiveScanParams& p, TokenBlock* block) {
 }
 
 void add_steps(const TokenBlock& block, const ChannelBlock& b, bool is_first, float* dt_sum) {
-  int64_t i = 0;
-  for (int64_t vector = 0; vector < b.vectors; ++vector) {
-    const int64_t c = b.channel(vector), n = b.lanes(vector);
-    F32 sum = is_first ? set1(0.0f) : load_up_to(dt_sum + c, n);
-    for (int64_t t = 0; t < block.tokens; ++t, ++i) sum = sum + b.dt[i];
-    store_up_to(dt_sum + c, sum, n);
-  }
+  const int64_t n = b.c_end - b.c;
+  F32 sum = is_first ? set1(0.0f) : load_up_to(dt_sum + b.c, n);
+  for (int64_t t = 0; t < block.tokens; ++t) sum = sum + b.dt[t];
+  store_up_to(dt_sum + b.c, sum, n);
 }
 
 // NOTE(prefetch): a vector of channels reads one line of every token's row. Rows lie further apart
@@ -74,25 +71,23 @@ void run_stretch(const SelectiveScanParams& p, const Loops& loops, const Stretch
     block.tokens = smaller(block_tokens, s.end - block.begin);
     find_tokens(p, &block);
     const bool is_read = s.dt_sum == nullptr;
-    const bool by_vector = block.tokens == 1 && is_read;
-    const int64_t vectors = by_vector ? kBlockTokens : 1;
-    const auto scan = !is_read    ? loops.scan_without_readout
-                      : by_vector ? loops.scan_vectors
-                                  : loops.scan_tokens;
     loops.convert_B(p, &block);
     if (is_read) loops.convert_C(p, &block);
     const bool is_first = block.begin == s.begin;
     const float* state_in = is_first ? s.state_in : s.state_out;
     for (b.c = s.c_begin; b.c < s.c_end; b.c = b.c_end) {
-      b.c_end = smaller(b.c + vectors * kLanes, s.c_end);
-      b.vectors = (b.c_end - b.c + kLanes - 1) / kLanes;
+      const bool by_vector = block.tokens == 1 && is_read && s.c_end - b.c >= kLanes;
+      b.vectors = by_vector ? smaller(kBlockTokens, (s.c_end - b.c) / kLanes) : 1;
+      b.c_end = smaller(b.c + b.vectors * kLanes, s.c_end);
       loops.prepare(p, block, &b);
       aim_ahead(p, block, b.c_end, &b);
-      scan(p, block, state_in, s.state_out, &b);
       if (!is_read) {
+        loops.scan_without_readout(p, block, state_in, s.state_out, &b);
         add_steps(block, b, is_first, s.dt_sum);
         continue;
       }
+      const auto scan = by_vector ? loops.scan_vectors : loops.scan_tokens;
+      scan(p, block, state_in, s.state_out, &b);
       if (p.addend != nullptr) loops.add(p, block, &b);
       loops.finish(p, block, b);
     }

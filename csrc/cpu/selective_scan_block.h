@@ -28,22 +28,9 @@ enum class Readout { kNone, kFloat, kInt8, kRotatedInt8 };
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-template <typename T>
-F32 load_up_to(const T* x, int64_t n) {
-  return n == kLanes ? load(x) : load(x, n);
-}
 F32 load_or(const float* x, int64_t c, int64_t n, float otherwise) {
   return x == nullptr ? set1(otherwise) : load_up_to(x + c, n);
 }
-template <typename T>
-void store_up_to(T* p, F32 x, int64_t n) {
-  if (n == kLanes) {
-    store(p, x);
-  } else {
-    store(p, x, n);
-  }
-}
-
 // Steps [begin, begin + tokens) of the walk over one sequence.
 struct TokenBlock {
   int64_t batch = 0, begin = 0, tokens = 0;
@@ -61,17 +48,26 @@ struct Column {
 };
 
 // What the loops of a block work on: `tokens` items of one vector of channels, or, where the block has
-// one token, an item in each of `vectors` vectors of channels. Either way they are independent but for
-// the state, so that the latency of one is hidden behind the others.
+// one token, an item in each of `vectors` whole vectors of channels. Either way they are independent but
+// for the state, so that the latency of one is hidden behind the others.
 struct ChannelBlock {
   int64_t c = 0, c_end = 0;  // channels
   int64_t vectors = 1;
   Column ahead[4];  // x, dt, y, and z of the channel vector that comes next
   F32 x[kBlockTokens], dt[kBlockTokens], y[kBlockTokens];
-
-  int64_t channel(int64_t vector) const { return c + vector * kLanes; }
-  int64_t lanes(int64_t vector) const { return smaller(kLanes, c_end - channel(vector)); }
 };
+
+// The number of lanes of a whole vector, where the compiler should know it.
+struct Whole {
+  constexpr operator int64_t() const { return kLanes; }
+};
+
+// Calls f(c, lanes, item) for every vector of channels, where `item` is its first.
+template <typename F>
+inline void for_vectors(const ChannelBlock& b, const F& f) {
+  if (b.c_end - b.c < kLanes) return f(b.c, b.c_end - b.c, 0);
+  for (int64_t i = 0; i < b.vectors; ++i) f(b.c + i * kLanes, Whole{}, i);
+}
 
 // A (tokens, dstate) block of B or C, from the rows `block.token` of `source`, to float32; scale:
 // (dstate,), or (1,) for all states, or null.
@@ -116,23 +112,19 @@ void widen_C(const SelectiveScanParams& p, TokenBlock* block) {
 template <typename DtT>
 void prepare(const SelectiveScanParams& p, const TokenBlock& block, ChannelBlock* b) {
   const int64_t x_stride = p.x_stride_token, dt_stride = p.dt_stride_token;
-  int64_t i = 0;
-  for (int64_t vector = 0; vector < b->vectors; ++vector) {
-    const int64_t c = b->channel(vector), n = b->lanes(vector);
+  for_vectors(*b, [&](int64_t c, auto n, int64_t item) {
     const int8_t* x = p.x + block.batch * p.x_stride_batch + c;
     const DtT* dt = static_cast<const DtT*>(p.dt) + block.batch * p.dt_stride_batch + c;
     const F32 scale = load_up_to(p.x_scale + c, n);
     const F32 zero =
-        p.x_zero_point == nullptr
-            ? set1(0.0f)
-            : to_f32(n == kLanes ? load_i32(p.x_zero_point + c) : load_i32(p.x_zero_point + c, n));
+        p.x_zero_point == nullptr ? set1(0.0f) : to_f32(load_i32_up_to(p.x_zero_point + c, n));
     const F32 bias = load_or(p.dt_bias, c, n, 0.0f);
-    for (int64_t t = 0; t < block.tokens; ++t, ++i) {
+    for (int64_t t = 0; t < block.tokens; ++t, ++item) {
       const int64_t token = block.token[t];
-      b->x[i] = (load_up_to(x + token * x_stride, n) - zero) * scale;
-      b->dt[i] = softplus(load_up_to(dt + token * dt_stride, n) + bias);
+      b->x[item] = (load_up_to(x + token * x_stride, n) - zero) * scale;
+      b->dt[item] = softplus(load_up_to(dt + token * dt_stride, n) + bias);
     }
-  }
+  });
 }
 
 // Unnormalised Sylvester transform over kCount vectors (kCount > 0) or `count` of them.
@@ -315,7 +307,7 @@ void scan_tokens(const SelectiveScanParams& p, const TokenBlock& block, const fl
   using Read = Reader<kDState, kReadout>;
   constexpr int64_t kMaxStates = kDState > 0 ? kDState : kMaxDState;
   const int64_t dstate = kDState > 0 ? kDState : p.dstate;
-  const int64_t c = b->c, n = b->lanes(0);
+  const int64_t c = b->c, n = smaller(kLanes, b->c_end - c);
   // A copy, since rows of p.A lie dim apart and may share cache sets.
   alignas(64) float A[kMaxStates * kLanes];
   F32 h[kMaxStates];
@@ -349,36 +341,23 @@ void scan_tokens(const SelectiveScanParams& p, const TokenBlock& block, const fl
   for (int64_t s = 0; s < dstate; ++s) store_up_to(state_out + s * p.dim + c, h[s], n);
 }
 
-// The same for one token of several vectors of channels. Rows of the state and of A lie dim apart and may
-// share cache sets: each vector of states is stored at once, while its line is there.
+// The same for one token of several whole vectors of channels.
 template <int64_t kDState, Readout kReadout>
 void scan_vectors(const SelectiveScanParams& p, const TokenBlock& block, const float* state_in,
                   float* state_out, ChannelBlock* b) {
-  using Read = Reader<kDState, kReadout>;
   const int64_t dstate = kDState > 0 ? kDState : p.dstate;
-  History<Read::kKeeps ? kDState : 0> history;
   for (int64_t i = 0; i < b->vectors; ++i) {
-    const int64_t c = b->channel(i), n = b->lanes(i);
+    const int64_t c = b->c + i * kLanes;
     const Step step(block.B, b->dt[i], b->x[i]);
     F32 h[kDState > 0 ? kDState : kMaxDState];
 #pragma GCC unroll 16
     for (int64_t s = 0; s < dstate; ++s) {
-      const int64_t at = s * p.dim + c;
-      const F32 before = state_in == nullptr ? set1(0.0f) : load_up_to(state_in + at, n);
-      h[s] = step.next(before, load_up_to(p.A + at, n), s);
-      store_up_to(state_out + at, h[s], n);
+      const F32 before = state_in == nullptr ? set1(0.0f) : load(state_in + s * p.dim + c);
+      h[s] = step.next(before, load(p.A + s * p.dim + c), s);
     }
-    if constexpr (Read::kKeeps) {
-      history.keep(i, h);
-      if ((i + 1) % kHistory != 0 && i + 1 < b->vectors) continue;
-      for (int64_t j = i / kHistory * kHistory; j <= i; ++j) {
-        F32 kept[kDState];
-        history.recall(j, kept);
-        b->y[j] = Read(p, b->channel(j), b->lanes(j)).y(kept, block, 0, b->x[j]);
-      }
-    } else {
-      b->y[i] = Read(p, c, n).y(h, block, 0, b->x[i]);
-    }
+#pragma GCC unroll 16
+    for (int64_t s = 0; s < dstate; ++s) store(state_out + s * p.dim + c, h[s]);
+    b->y[i] = Reader<kDState, kReadout>(p, c, Whole{}).y(h, block, 0, b->x[i]);
   }
 }
 
@@ -386,42 +365,38 @@ template <typename AddendT>
 void add(const SelectiveScanParams& p, const TokenBlock& block, ChannelBlock* b) {
   const AddendT* addend =
       static_cast<const AddendT*>(p.addend) + block.batch * p.addend_stride_batch;
-  int64_t i = 0;
-  for (int64_t vector = 0; vector < b->vectors; ++vector) {
-    for (int64_t t = 0; t < block.tokens; ++t, ++i) {
-      const int64_t at = block.token[t] * p.addend_stride_token + b->channel(vector);
-      b->y[i] = b->y[i] + load_up_to(addend + at, b->lanes(vector));
+  for_vectors(*b, [&](int64_t c, auto n, int64_t item) {
+    for (int64_t t = 0; t < block.tokens; ++t, ++item) {
+      const int64_t at = block.token[t] * p.addend_stride_token + c;
+      b->y[item] = b->y[item] + load_up_to(addend + at, n);
     }
-  }
+  });
 }
 
 // y, times z * sigmoid(gate_scale * z) where there is a z, to storage.
 template <typename YT, typename ZT>
 void finish(const SelectiveScanParams& p, const TokenBlock& block, const ChannelBlock& b) {
-  int64_t i = 0;
-  for (int64_t vector = 0; vector < b.vectors; ++vector) {
-    const int64_t c = b.channel(vector), n = b.lanes(vector);
+  for_vectors(b, [&](int64_t c, auto n, int64_t item) {
     YT* y = static_cast<YT*>(p.y) + block.batch * p.seqlen * p.dim + c;
     const ZT* z = static_cast<const ZT*>(p.z) + block.batch * p.z_stride_batch + c;
     const F32 z_scale = load_or(p.z_scale, c, n, 1.0f);
     const F32 exponent = z_scale * load_or(p.gate_scale, c, n, 1.0f) * set1(-kLog2E);
-    for (int64_t t = 0; t < block.tokens; ++t, ++i) {
+    for (int64_t t = 0; t < block.tokens; ++t, ++item) {
       const int64_t token = block.token[t];
       const F32 z_t = load_up_to(z + token * p.z_stride_token, n);
-      const F32 gate = (z_t * z_scale) * logistic(z_t, exponent);
-      store_up_to(y + token * p.dim, b.y[i] * gate, n);
+      const F32 gate = (z_t * z_scale) / one_plus_exp2(z_t, exponent);
+      store_up_to(y + token * p.dim, b.y[item] * gate, n);
     }
-  }
+  });
 }
 template <typename YT>
 void store_y(const SelectiveScanParams& p, const TokenBlock& block, const ChannelBlock& b) {
   YT* y = static_cast<YT*>(p.y) + block.batch * p.seqlen * p.dim;
-  int64_t i = 0;
-  for (int64_t vector = 0; vector < b.vectors; ++vector) {
-    for (int64_t t = 0; t < block.tokens; ++t, ++i) {
-      store_up_to(y + block.token[t] * p.dim + b.channel(vector), b.y[i], b.lanes(vector));
+  for_vectors(b, [&](int64_t c, auto n, int64_t item) {
+    for (int64_t t = 0; t < block.tokens; ++t, ++item) {
+      store_up_to(y + block.token[t] * p.dim + c, b.y[item], n);
     }
-  }
+  });
 }
 
 // The loops of a block for the types at hand, chosen once per call.

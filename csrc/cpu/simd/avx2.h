@@ -64,12 +64,12 @@ inline __m128i narrow(F32 x, BFloat16) {
   const __m256i packed = _mm256_packus_epi32(rounded, rounded);
   return _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
 }
-inline __m128i narrow(F32 x, int8_t) {
-  const __m256i q32 = _mm256_cvtps_epi32(x.v);
+inline __m128i narrow(I32 x) {
   const __m128i q16 =
-      _mm_packs_epi32(_mm256_castsi256_si128(q32), _mm256_extracti128_si256(q32, 1));
+      _mm_packs_epi32(_mm256_castsi256_si128(x.v), _mm256_extracti128_si256(x.v, 1));
   return _mm_packs_epi16(q16, q16);
 }
+inline __m128i narrow(F32 x, int8_t) { return narrow(I32{_mm256_cvtps_epi32(x.v)}); }
 template <typename T>
 inline void store(T* p, F32 x) {
   __m128i* raw = reinterpret_cast<__m128i*>(p);
@@ -84,6 +84,12 @@ inline void store(T* p, F32 x, int64_t n) {
   alignas(16) T buffer[16 / sizeof(T)];
   store(static_cast<T*>(buffer), x);
   std::memcpy(p, buffer, static_cast<size_t>(n) * sizeof(T));
+}
+inline void store(int8_t* p, I32 x) { _mm_storel_epi64(reinterpret_cast<__m128i*>(p), narrow(x)); }
+inline void store(int8_t* p, I32 x, int64_t n) {
+  alignas(16) int8_t buffer[16];
+  _mm_store_si128(reinterpret_cast<__m128i*>(buffer), narrow(x));
+  std::memcpy(p, buffer, static_cast<size_t>(n));
 }
 // The packs interleave 128-bit lanes (a0 b0 c0 d0 a1 ...): the permutation puts them in order.
 inline void store4(int8_t* p, F32 a, F32 b, F32 c, F32 d) {
@@ -120,7 +126,6 @@ inline F32 clamp_magnitude(F32 x, F32 limit) {
   return {
       _mm256_max_ps(_mm256_min_ps(x.v, limit.v), _mm256_xor_ps(limit.v, _mm256_set1_ps(-0.0f)))};
 }
-inline F32 reciprocal(F32 a) { return {_mm256_div_ps(_mm256_set1_ps(1.0f), a.v)}; }
 inline F32 sqrt(F32 a) { return {_mm256_sqrt_ps(a.v)}; }
 inline F32 round_even(F32 a) {
   return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};

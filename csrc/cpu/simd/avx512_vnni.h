@@ -79,6 +79,12 @@ inline void store(int8_t* p, F32 x) {
 inline void store(int8_t* p, F32 x, int64_t n) {
   _mm_mask_storeu_epi8(p, lane_mask(n), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
 }
+inline void store(int8_t* p, I32 x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(x.v));
+}
+inline void store(int8_t* p, I32 x, int64_t n) {
+  _mm_mask_storeu_epi8(p, lane_mask(n), _mm512_cvtsepi32_epi8(x.v));
+}
 // The packs interleave 128-bit lanes (a0 b0 c0 d0 a1 ...): the permutation puts them in order.
 inline void store4(int8_t* p, F32 a, F32 b, F32 c, F32 d) {
   const __m512i ab = _mm512_packs_epi32(_mm512_cvtps_epi32(a.v), _mm512_cvtps_epi32(b.v));
@@ -107,12 +113,6 @@ inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F32 abs(F32 a) { return {_mm512_abs_ps(a.v)}; }
 // The smaller magnitude with the sign of x.
 inline F32 clamp_magnitude(F32 x, F32 limit) { return {_mm512_range_ps(x.v, limit.v, 2)}; }
-// 14 bits, and a step of Newton, which would make a NaN of infinity.
-inline F32 reciprocal(F32 a) {
-  const __m512 finite = _mm512_min_ps(a.v, _mm512_set1_ps(8.5070591730234616e37f));  // 2^126
-  const __m512 r = _mm512_rcp14_ps(finite);
-  return {_mm512_fmadd_ps(r, _mm512_fnmadd_ps(finite, r, _mm512_set1_ps(1.0f)), r)};
-}
 // The maskz form, since GCC 12 warns (-Wuninitialized) inside its own _mm512_sqrt_ps.
 inline F32 sqrt(F32 a) { return {_mm512_maskz_sqrt_ps(0xffff, a.v)}; }
 inline F32 round_even(F32 a) {

@@ -62,12 +62,12 @@ inline F32 softplus(F32 x) {
   return fma(p, e, max(x, set1(0.0f)));
 }
 
-// 1 / (1 + 2^(a*b)) for |a*b| < 2^22: the logistic function of x with x and -log2(e).
-inline F32 logistic(F32 a, F32 b) {
+// 1 + 2^(a*b) for |a*b| < 2^22: with x and -log2(e), what divides by a logistic function of x.
+inline F32 one_plus_exp2(F32 a, F32 b) {
   const Exp2 e = exp2_product(a, b);
-  return reciprocal(fma(e.steps, e.rest, set1(1.0f)));
+  return fma(e.steps, e.rest, set1(1.0f));
 }
-inline F32 silu(F32 x) { return x * logistic(x, set1(-kLog2E)); }
+inline F32 silu(F32 x) { return x / one_plus_exp2(x, set1(-kLog2E)); }
 
 }  // namespace
 }  // namespace mambaquant::cpu::MBQ_ISA

@@ -100,6 +100,12 @@ template <typename T>
 inline void store(T* p, F32 x, int64_t n) {
   if (n > 0) from_float(x.v, p);
 }
+inline void store(int8_t* p, I32 x) {
+  *p = static_cast<int8_t>(x.v < -128 ? -128 : (x.v > 127 ? 127 : x.v));
+}
+inline void store(int8_t* p, I32 x, int64_t n) {
+  if (n > 0) store(p, x);
+}
 inline void store4(int8_t* p, F32 a, F32 b, F32 c, F32 d) {
   store(p, a);
   store(p + 1, b);
@@ -124,7 +130,6 @@ inline F32 min(F32 a, F32 b) { return {a.v < b.v ? a.v : b.v}; }
 inline F32 max(F32 a, F32 b) { return {a.v > b.v ? a.v : b.v}; }
 inline F32 abs(F32 a) { return {float_of(bits_of(a.v) & 0x7fffffffu)}; }
 inline F32 clamp_magnitude(F32 x, F32 limit) { return max(min(x, limit), {-limit.v}); }
-inline F32 reciprocal(F32 a) { return {1.0f / a.v}; }
 inline F32 sqrt(F32 a) { return {std::sqrt(a.v)}; }
 inline F32 round_even(F32 a) { return {round_to_even(a.v)}; }
 

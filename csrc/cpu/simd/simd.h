@@ -48,5 +48,22 @@ namespace {
 // Into L2; any address is allowed.
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
+// The first n lanes, without a mask where n is kLanes.
+template <typename T>
+inline F32 load_up_to(const T* p, int64_t n) {
+  return n == kLanes ? load(p) : load(p, n);
+}
+inline I32 load_i32_up_to(const int32_t* p, int64_t n) {
+  return n == kLanes ? load_i32(p) : load_i32(p, n);
+}
+template <typename T, typename V>
+inline void store_up_to(T* p, V x, int64_t n) {
+  if (n == kLanes) {
+    store(p, x);
+  } else {
+    store(p, x, n);
+  }
+}
+
 }  // namespace
 }  // namespace mambaquant::cpu::MBQ_ISA
