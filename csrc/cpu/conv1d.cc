@@ -67,8 +67,6 @@ Sequence sequence_of(const CausalConv1dQuantizeParams& p, int64_t b) {
   return s;
 }
 
-F32 load_up_to(const int8_t* x, int64_t n) { return n == kLanes ? load(x) : load(x, n); }
-
 // The token of step t, the state in front of the first; t >= -(width - 1).
 F32 load_token(const CausalConv1dQuantizeParams& p, const Sequence& s, int64_t t, int64_t c,
                int64_t n) {
@@ -123,6 +121,41 @@ void store_final_state(const CausalConv1dQuantizeParams& p, const Sequence& s, i
   }
 }
 
+// The whole of a sequence of one token, channels [c_begin, c_end).
+template <int kWidth>
+void convolve_token(const CausalConv1dQuantizeParams& p, const Sequence& s, int64_t c_begin,
+                    int64_t c_end) {
+  const int8_t* const x = s.x + s.row(0) * s.x_stride;
+  int8_t* const q = s.q + s.row(0) * s.q_stride;
+  for (int64_t c = c_begin; c < c_end; c += kLanes) {
+    const int64_t n = smaller(kLanes, c_end - c);
+    F32 acc = load_up_to(p.weight + (kWidth - 1) * p.dim + c, n) * load_up_to(x + c, n);
+    if (s.initial_state != nullptr) {
+#pragma GCC unroll 4
+      for (int j = 0; j + 1 < kWidth; ++j) {  // NOTE(exact-fma)
+        const int64_t at = j * p.dim + c;
+        acc = fma(load_up_to(p.weight + at, n), load_up_to(s.initial_state + at, n), acc);
+      }
+    }
+    ConvEpilogue(p, c, n).store_quantized(q + c, acc, n);
+  }
+  store_final_state(p, s, c_begin, c_end - c_begin);
+}
+
+template <int kWidth>
+void convolve_tokens(const CausalConv1dQuantizeParams& p, const Threads& threads) {
+  const int64_t tiles = (p.dim + kTileChannels - 1) / kTileChannels;
+  const int64_t grain = kElementsPerThread / kTileChannels;
+  threads.parallel_for(p.batch * tiles, grain, [&](int64_t first, int64_t last) {
+    while (first < last) {
+      const int64_t b = first / tiles, stop = smaller(last, (b + 1) * tiles);
+      const int64_t c_end = smaller((stop - b * tiles) * kTileChannels, p.dim);
+      convolve_token<kWidth>(p, sequence_of(p, b), (first - b * tiles) * kTileChannels, c_end);
+      first = stop;
+    }
+  });
+}
+
 template <int kWidth, bool kOrdered>
 void convolve_all(const CausalConv1dQuantizeParams& p, const Threads& threads) {
   const int64_t tiles = (p.dim + kTileChannels - 1) / kTileChannels;
@@ -148,7 +181,9 @@ void convolve_all(const CausalConv1dQuantizeParams& p, const Threads& threads) {
 
 template <int kWidth>
 Status convolve_all(const CausalConv1dQuantizeParams& p, const Threads& threads) {
-  if (p.order == nullptr) {
+  if (p.seqlen == 1) {
+    convolve_tokens<kWidth>(p, threads);
+  } else if (p.order == nullptr) {
     convolve_all<kWidth, false>(p, threads);
   } else {
     convolve_all<kWidth, true>(p, threads);

@@ -39,20 +39,11 @@ void find_tokens(const SelectiveScanParams& p, TokenBlock* block) {
   }
 }
 
-void convert_block(const SelectiveScanParams& p, const Loops& loops, bool with_C,
-                   TokenBlock* block) {
-  const void* B = element(p.B, p.B_dtype, block->batch * p.B_stride_batch);
-  loops.convert_B(B, p.B_stride_token, *block, p.B_scale, false, p.dstate, block->B);
-  if (!with_C) return;
-  const void* C = element(p.C, p.C_dtype, block->batch * p.C_stride_batch);
-  const float* scale = p.readout_scale == nullptr ? p.C_scale : nullptr;
-  loops.convert_C(C, p.C_stride_token, *block, scale, true, p.dstate, block->C);
-}
-
 void add_steps(const TokenBlock& block, const ChannelBlock& b, bool is_first, float* dt_sum) {
-  F32 sum = is_first ? set1(0.0f) : load_up_to(dt_sum + b.c, b.n);
+  const int64_t n = b.c_end - b.c;
+  F32 sum = is_first ? set1(0.0f) : load_up_to(dt_sum + b.c, n);
   for (int64_t t = 0; t < block.tokens; ++t) sum = sum + b.dt[t];
-  store_up_to(dt_sum + b.c, sum, b.n);
+  store_up_to(dt_sum + b.c, sum, n);
 }
 
 // NOTE(prefetch): a vector of channels reads one line of every token's row. Rows lie further apart
@@ -79,23 +70,26 @@ void run_stretch(const SelectiveScanParams& p, const Loops& loops, const Stretch
   for (block.begin = s.begin; block.begin < s.end; block.begin += block_tokens) {
     block.tokens = smaller(block_tokens, s.end - block.begin);
     find_tokens(p, &block);
-    convert_block(p, loops, s.dt_sum == nullptr, &block);
+    const bool is_read = s.dt_sum == nullptr;
+    loops.convert_B(p, &block);
+    if (is_read) loops.convert_C(p, &block);
     const bool is_first = block.begin == s.begin;
     const float* state_in = is_first ? s.state_in : s.state_out;
-    for (b.c = s.c_begin; b.c < s.c_end; b.c += kLanes) {
-      b.n = smaller(kLanes, s.c_end - b.c);
+    for (b.c = s.c_begin; b.c < s.c_end; b.c = b.c_end) {
+      const bool by_vector = block.tokens == 1 && is_read && s.c_end - b.c >= kLanes;
+      b.vectors = by_vector ? smaller(kBlockTokens, (s.c_end - b.c) / kLanes) : 1;
+      b.c_end = smaller(b.c + b.vectors * kLanes, s.c_end);
       loops.prepare(p, block, &b);
-      aim_ahead(p, block, b.c + kLanes, &b);
-      if (s.dt_sum != nullptr) {
+      aim_ahead(p, block, b.c_end, &b);
+      if (!is_read) {
         loops.scan_without_readout(p, block, state_in, s.state_out, &b);
         add_steps(block, b, is_first, s.dt_sum);
         continue;
       }
-      loops.scan(p, block, state_in, s.state_out, &b);
-      add_skip(p, block, &b);
+      const auto scan = by_vector ? loops.scan_vectors : loops.scan_tokens;
+      scan(p, block, state_in, s.state_out, &b);
       if (p.addend != nullptr) loops.add(p, block, &b);
-      if (p.z != nullptr) loops.gate(p, block, &b);
-      loops.store_y(p, block, b);
+      loops.finish(p, block, b);
     }
   }
 }
@@ -132,13 +126,14 @@ void carry_states(const SelectiveScanParams& p, const Chunks& chunks, int64_t ba
     const int64_t n = smaller(kLanes, c_end - c);
     for (int64_t s = 0; s < p.dstate; ++s) {
       const int64_t row = s * p.dim + c;
-      const F32 A = load_up_to(p.A + row, n) * set1(kLog2E);
+      const F32 A = load_up_to(p.A + row, n);
       F32 h = load_or(p.initial_state, batch * states + row, n, 0.0f);
       for (int64_t k = 0; k < chunks.count; ++k) {
         float* slot = chunks.state + (batch * chunks.count + k) * states + row;
         if (k + 1 < chunks.count) {
           const F32 dt_sum = load_up_to(chunks.dt_sum + (batch * chunks.count + k) * p.dim + c, n);
-          const F32 next = fma(exp2_product(dt_sum, A), h, load_up_to(slot, n));
+          const Exp2 decay = exp2_product(dt_sum * set1(kLog2E), A);
+          const F32 next = fma(h * decay.steps, decay.rest, load_up_to(slot, n));
           store_up_to(slot, h, n);
           h = next;
         } else {

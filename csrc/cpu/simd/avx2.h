@@ -64,12 +64,12 @@ inline __m128i narrow(F32 x, BFloat16) {
   const __m256i packed = _mm256_packus_epi32(rounded, rounded);
   return _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
 }
-inline __m128i narrow(F32 x, int8_t) {
-  const __m256i q32 = _mm256_cvtps_epi32(x.v);
+inline __m128i narrow(I32 x) {
   const __m128i q16 =
-      _mm_packs_epi32(_mm256_castsi256_si128(q32), _mm256_extracti128_si256(q32, 1));
+      _mm_packs_epi32(_mm256_castsi256_si128(x.v), _mm256_extracti128_si256(x.v, 1));
   return _mm_packs_epi16(q16, q16);
 }
+inline __m128i narrow(F32 x, int8_t) { return narrow(I32{_mm256_cvtps_epi32(x.v)}); }
 template <typename T>
 inline void store(T* p, F32 x) {
   __m128i* raw = reinterpret_cast<__m128i*>(p);
@@ -84,6 +84,12 @@ inline void store(T* p, F32 x, int64_t n) {
   alignas(16) T buffer[16 / sizeof(T)];
   store(static_cast<T*>(buffer), x);
   std::memcpy(p, buffer, static_cast<size_t>(n) * sizeof(T));
+}
+inline void store(int8_t* p, I32 x) { _mm_storel_epi64(reinterpret_cast<__m128i*>(p), narrow(x)); }
+inline void store(int8_t* p, I32 x, int64_t n) {
+  alignas(16) int8_t buffer[16];
+  _mm_store_si128(reinterpret_cast<__m128i*>(buffer), narrow(x));
+  std::memcpy(p, buffer, static_cast<size_t>(n));
 }
 // The packs interleave 128-bit lanes (a0 b0 c0 d0 a1 ...): the permutation puts them in order.
 inline void store4(int8_t* p, F32 a, F32 b, F32 c, F32 d) {
@@ -116,6 +122,10 @@ inline F32 fnma(F32 a, F32 b, F32 c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)};
 inline F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline F32 abs(F32 a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+inline F32 clamp_magnitude(F32 x, F32 limit) {
+  return {
+      _mm256_max_ps(_mm256_min_ps(x.v, limit.v), _mm256_xor_ps(limit.v, _mm256_set1_ps(-0.0f)))};
+}
 inline F32 sqrt(F32 a) { return {_mm256_sqrt_ps(a.v)}; }
 inline F32 round_even(F32 a) {
   return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
@@ -123,6 +133,9 @@ inline F32 round_even(F32 a) {
 
 inline I32 operator+(I32 a, I32 b) { return {_mm256_add_epi32(a.v, b.v)}; }
 inline I32 operator-(I32 a, I32 b) { return {_mm256_sub_epi32(a.v, b.v)}; }
+inline I32 min(I32 a, I32 b) { return {_mm256_min_epi32(a.v, b.v)}; }
+inline I32 max(I32 a, I32 b) { return {_mm256_max_epi32(a.v, b.v)}; }
+inline I32 bits_of(F32 a) { return {_mm256_castps_si256(a.v)}; }
 inline F32 to_f32(I32 a) { return {_mm256_cvtepi32_ps(a.v)}; }
 inline I32 to_i32(F32 a) { return {_mm256_cvtps_epi32(a.v)}; }
 
@@ -151,6 +164,14 @@ inline Pairs load_pairs(const int8_t* a, const int8_t* b, int64_t n) {
 inline Pairs load_pairs(const int8_t* a) { return {_mm256_cvtepi8_epi32(load_bytes(a))}; }
 inline Pairs load_pairs(const int8_t* a, int64_t n) {
   return {_mm256_cvtepi8_epi32(load_bytes(a, n))};
+}
+inline Pairs set1_pairs(const int16_t* p) {
+  int32_t pair;
+  std::memcpy(&pair, p, sizeof(pair));
+  return {_mm256_set1_epi32(pair)};
+}
+inline Pairs join_low_words(I32 a, I32 b) {
+  return {_mm256_blend_epi16(a.v, _mm256_slli_epi32(b.v, 16), 0xaa)};
 }
 inline I32 dot(I32 acc, Pairs x, Pairs w) {
   return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(x.v, w.v))};
@@ -214,8 +235,19 @@ inline F32 exp2_int(F32 n) {
   const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(biased, 23))};
 }
-inline F32 scale_exp2(F32 x, F32 n) {
-  return x * exp2_int(max(min(n, set1(127.0f)), set1(-126.0f)));
+
+// The bits of t count eighths. Shifted by 20 they count in the units of a float's exponent and of the three
+// bits below, where the table makes 2^(i/8) out of the count i.
+inline constexpr int32_t kExp2Steps = 8;
+inline F32 exp2_steps(F32 t, F32) {
+  const __m256i table = _mm256_setr_epi32(0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
+                                          0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7);
+  const __m256i lowest = _mm256_set1_epi32(0x49c00000 - 8 * 126);
+  const __m256i highest = _mm256_set1_epi32(0x49c00000 + 8 * 127 + 7);
+  const __m256i steps =
+      _mm256_min_epi32(_mm256_max_epi32(_mm256_castps_si256(t.v), lowest), highest);
+  const __m256i start = _mm256_permutevar8x32_epi32(table, steps);
+  return {_mm256_castsi256_ps(_mm256_add_epi32(start, _mm256_slli_epi32(steps, 20)))};
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "mambaquant/dispatch.h"
 
@@ -78,6 +79,12 @@ inline void store(int8_t* p, F32 x) {
 inline void store(int8_t* p, F32 x, int64_t n) {
   _mm_mask_storeu_epi8(p, lane_mask(n), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
 }
+inline void store(int8_t* p, I32 x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(x.v));
+}
+inline void store(int8_t* p, I32 x, int64_t n) {
+  _mm_mask_storeu_epi8(p, lane_mask(n), _mm512_cvtsepi32_epi8(x.v));
+}
 // The packs interleave 128-bit lanes (a0 b0 c0 d0 a1 ...): the permutation puts them in order.
 inline void store4(int8_t* p, F32 a, F32 b, F32 c, F32 d) {
   const __m512i ab = _mm512_packs_epi32(_mm512_cvtps_epi32(a.v), _mm512_cvtps_epi32(b.v));
@@ -104,6 +111,8 @@ inline F32 fnma(F32 a, F32 b, F32 c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)};
 inline F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F32 abs(F32 a) { return {_mm512_abs_ps(a.v)}; }
+// The smaller magnitude with the sign of x.
+inline F32 clamp_magnitude(F32 x, F32 limit) { return {_mm512_range_ps(x.v, limit.v, 2)}; }
 // The maskz form, since GCC 12 warns (-Wuninitialized) inside its own _mm512_sqrt_ps.
 inline F32 sqrt(F32 a) { return {_mm512_maskz_sqrt_ps(0xffff, a.v)}; }
 inline F32 round_even(F32 a) {
@@ -112,6 +121,9 @@ inline F32 round_even(F32 a) {
 
 inline I32 operator+(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline I32 operator-(I32 a, I32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+inline I32 min(I32 a, I32 b) { return {_mm512_min_epi32(a.v, b.v)}; }
+inline I32 max(I32 a, I32 b) { return {_mm512_max_epi32(a.v, b.v)}; }
+inline I32 bits_of(F32 a) { return {_mm512_castps_si512(a.v)}; }
 inline F32 to_f32(I32 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline I32 to_i32(F32 a) { return {_mm512_cvtps_epi32(a.v)}; }
 
@@ -136,6 +148,16 @@ inline Pairs load_pairs(const int8_t* a) {
 }
 inline Pairs load_pairs(const int8_t* a, int64_t n) {
   return {_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(lane_mask(n), a))};
+}
+inline Pairs set1_pairs(const int16_t* p) {
+  int32_t pair;
+  std::memcpy(&pair, p, sizeof(pair));
+  return {_mm512_set1_epi32(pair)};
+}
+inline Pairs join_low_words(I32 a, I32 b) {
+  const __m512i low_to_high = _mm512_set4_epi32(0x0d0c0d0c, 0x09080908, 0x05040504, 0x01000100);
+  const __mmask64 high = 0xccccccccccccccccu;
+  return {_mm512_mask_shuffle_epi8(a.v, high, b.v, low_to_high)};
 }
 inline I32 dot(I32 acc, Pairs x, Pairs w) { return {_mm512_dpwssd_epi32(acc.v, x.v, w.v)}; }
 
@@ -178,7 +200,23 @@ inline F32 exp2_int(F32 n) {
   const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))};
 }
-inline F32 scale_exp2(F32 x, F32 n) { return {_mm512_scalef_ps(x.v, n.v)}; }
+
+// The permutation looks at the low five bits of an index, which count 32nds in t; scalef rounds n down.
+inline constexpr int32_t kExp2Steps = 32;
+inline F32 exp2_steps(F32 t, F32 n) {
+  const __m512 low = _mm512_setr_ps(
+      1.0f, 1.0218971486541166f, 1.0442737824274138f, 1.0671404006768237f, 1.0905077326652577f,
+      1.1143867425958924f, 1.1387886347566916f, 1.1637248587775775f, 1.189207115002721f,
+      1.215247359980469f, 1.2418578120734840f, 1.2690509571917332f, 1.2968395546510096f,
+      1.3252366431597413f, 1.3542555469368927f, 1.383909881963832f);
+  const __m512 high = _mm512_setr_ps(
+      1.4142135623730951f, 1.4451808069770467f, 1.4768261459394993f, 1.5091644275934228f,
+      1.5422108254079407f, 1.5759808451078865f, 1.6104903319492543f, 1.645755478153965f,
+      1.681792830507429f, 1.7186192981224779f, 1.7562521603732995f, 1.7947090750031072f,
+      1.8340080864093424f, 1.8741676341103f, 1.9152065613971474f, 1.9571441241754002f);
+  const __m512i index = _mm512_castps_si512(t.v);
+  return {_mm512_scalef_ps(_mm512_permutex2var_ps(low, index, high), n.v)};
+}
 
 }  // namespace
 }  // namespace mambaquant::cpu::MBQ_ISA

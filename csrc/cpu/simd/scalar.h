@@ -100,6 +100,12 @@ template <typename T>
 inline void store(T* p, F32 x, int64_t n) {
   if (n > 0) from_float(x.v, p);
 }
+inline void store(int8_t* p, I32 x) {
+  *p = static_cast<int8_t>(x.v < -128 ? -128 : (x.v > 127 ? 127 : x.v));
+}
+inline void store(int8_t* p, I32 x, int64_t n) {
+  if (n > 0) store(p, x);
+}
 inline void store4(int8_t* p, F32 a, F32 b, F32 c, F32 d) {
   store(p, a);
   store(p + 1, b);
@@ -123,11 +129,15 @@ inline F32 fnma(F32 a, F32 b, F32 c) { return {c.v - a.v * b.v}; }
 inline F32 min(F32 a, F32 b) { return {a.v < b.v ? a.v : b.v}; }
 inline F32 max(F32 a, F32 b) { return {a.v > b.v ? a.v : b.v}; }
 inline F32 abs(F32 a) { return {float_of(bits_of(a.v) & 0x7fffffffu)}; }
+inline F32 clamp_magnitude(F32 x, F32 limit) { return max(min(x, limit), {-limit.v}); }
 inline F32 sqrt(F32 a) { return {std::sqrt(a.v)}; }
 inline F32 round_even(F32 a) { return {round_to_even(a.v)}; }
 
 inline I32 operator+(I32 a, I32 b) { return {a.v + b.v}; }
 inline I32 operator-(I32 a, I32 b) { return {a.v - b.v}; }
+inline I32 min(I32 a, I32 b) { return {a.v < b.v ? a.v : b.v}; }
+inline I32 max(I32 a, I32 b) { return {a.v > b.v ? a.v : b.v}; }
+inline I32 bits_of(F32 a) { return {static_cast<int32_t>(bits_of(a.v))}; }
 inline F32 to_f32(I32 a) { return {static_cast<float>(a.v)}; }
 inline I32 to_i32(F32 a) { return {static_cast<int32_t>(round_even(a).v)}; }
 
@@ -138,6 +148,10 @@ inline Pairs load_pairs(const int8_t* a, const int8_t* b) { return {*a, *b}; }
 inline Pairs load_pairs(const int8_t* a, const int8_t* b, int64_t) { return {*a, *b}; }
 inline Pairs load_pairs(const int8_t* a) { return {*a, 0}; }
 inline Pairs load_pairs(const int8_t* a, int64_t) { return {*a, 0}; }
+inline Pairs set1_pairs(const int16_t* p) { return {p[0], p[1]}; }
+inline Pairs join_low_words(I32 a, I32 b) {
+  return {static_cast<int16_t>(a.v), static_cast<int16_t>(b.v)};
+}
 inline I32 dot(I32 acc, Pairs x, Pairs w) {
   return {acc.v + x.first * w.first + x.second * w.second};
 }
@@ -167,8 +181,16 @@ inline int64_t pack(int32_t* p, I32 x, Mask mask) {
 inline F32 exp2_int(F32 n) {
   return {float_of(static_cast<uint32_t>(static_cast<int32_t>(n.v) + 127) << 23)};
 }
-inline F32 scale_exp2(F32 x, F32 n) {
-  return x * exp2_int(max(min(n, set1(127.0f)), set1(-126.0f)));
+
+// As in avx2.h.
+inline constexpr int32_t kExp2Steps = 8;
+inline F32 exp2_steps(F32 t, F32) {
+  constexpr uint32_t kTable[kExp2Steps] = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
+                                           0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+  constexpr int32_t kLowest = 0x49c00000 - 8 * 126, kHighest = 0x49c00000 + 8 * 127 + 7;
+  int32_t steps = static_cast<int32_t>(bits_of(t.v));
+  steps = steps < kLowest ? kLowest : steps > kHighest ? kHighest : steps;
+  return {float_of(kTable[steps & 7] + (static_cast<uint32_t>(steps) << 20))};
 }
 
 }  // namespace

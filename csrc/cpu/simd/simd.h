@@ -22,8 +22,10 @@
 //   pack(T*, x, mask)            T in float (F32), int32_t (I32): the lanes of the mask, in order, next to each
 //                                other; returns how many, and may write kLanes
 //   exp2_int(n)                  2^n for integer-valued n in [-126, 127]
-//   scale_exp2(x, n)             x * 2^n for integer-valued n; where n leaves [-126, 127], AVX-512 goes on
-//                                to subnormals, 0 and inf and the others stay at the end of that range
+//   exp2_steps(t, n)             2^n for n in steps of 1 / kExp2Steps, t = n + 1.5 * 2^23 / kExp2Steps; where
+//                                n leaves [-126, 127], AVX-512 goes on to subnormals, 0 and inf and the
+//                                others stay at the end of that range
+//   load_up_to, store_up_to      the first n lanes, n in [1, kLanes]
 //
 // NOTE(odr): everything lives in an anonymous namespace inside the ISA's namespace, and no standard
 // header with inline code is used, so that the linker can never pick an AVX-512 copy of a shared inline
@@ -50,6 +52,23 @@ namespace {
 
 // Into L2; any address is allowed.
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+// The first n lanes, without a mask where n is kLanes.
+template <typename T>
+inline F32 load_up_to(const T* p, int64_t n) {
+  return n == kLanes ? load(p) : load(p, n);
+}
+inline I32 load_i32_up_to(const int32_t* p, int64_t n) {
+  return n == kLanes ? load_i32(p) : load_i32(p, n);
+}
+template <typename T, typename V>
+inline void store_up_to(T* p, V x, int64_t n) {
+  if (n == kLanes) {
+    store(p, x);
+  } else {
+    store(p, x, n);
+  }
+}
 
 }  // namespace
 }  // namespace mambaquant::cpu::MBQ_ISA
