@@ -103,11 +103,13 @@ DECODE_TOKENS = {
 }
 PREFILL_TOKENS = {
     "quick": [512],
-    "cpu": [64, 512, 2048],
+    "cpu": [512, 2048],
     "full": [128, 512, 2048, 4096],
     "gpu-quick": [2048],
     "gpu": [512, 2048],
 }
+# Of matrix products alone, whose tiles suit some numbers of rows better than others.
+MORE_GEMM_TOKENS = {"cpu": [64, 128, 256, 1024]}
 
 # The four stages of VMamba-T at 224 x 224; MSVMamba also scans each at half its size, which a conv makes.
 VMAMBA_TINY = [

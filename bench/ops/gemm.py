@@ -9,7 +9,7 @@ import torch
 
 from bench.harness import EAGER, BenchCase
 from bench.machine import cold_bytes
-from bench.shapes import DECODE_TOKENS, MODELS, PREFILL_TOKENS, LayerShape
+from bench.shapes import DECODE_TOKENS, MODELS, MORE_GEMM_TOKENS, PREFILL_TOKENS, LayerShape
 from mambaquant_ext import ops
 
 CHECKED_ROWS = 64  # of a long product: a row's result does not depend on the others
@@ -60,7 +60,7 @@ def _float16(a: torch.Tensor, weight: torch.Tensor) -> dict[str, Callable[[], to
     return {"torch float16": lambda: a_half @ weight_half.T}
 
 
-def _prefill(linear: Linear) -> Iterator[BenchCase]:
+def _prefill(linear: Linear, has_eager: bool) -> Iterator[BenchCase]:
     from tests.reference import gemm as reference
 
     a, weight = linear.a, linear.weight
@@ -92,7 +92,7 @@ def _prefill(linear: Linear) -> Iterator[BenchCase]:
 
         moved = m * k + n * k + m * n * out_bytes
         operations = 2 * m * n * k
-        beside = {**baselines, EAGER: eager}
+        beside = {**baselines, EAGER: eager} if has_eager else baselines
         return BenchCase(op, linear.label, run, check, moved, operations, beside, arithmetic="int8")
 
     yield case(
@@ -156,8 +156,10 @@ def _decode(linear: Linear) -> Iterator[BenchCase]:
 
 
 def cases(preset: str) -> Iterator[BenchCase]:
-    """Prefill against torch's int8 product; decode with cold weights."""
+    """Prefill against torch's int8 product, with its epilogue at PREFILL_TOKENS alone; decode with cold weights."""
     for linear in _linears(preset, PREFILL_TOKENS[preset]):
-        yield from _prefill(linear)
+        yield from _prefill(linear, has_eager=True)
+    for linear in _linears(preset, MORE_GEMM_TOKENS.get(preset, [])):
+        yield from _prefill(linear, has_eager=False)
     for linear in _linears(preset, DECODE_TOKENS[preset]):
         yield from _decode(linear)
