@@ -17,9 +17,18 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from bench import docs_model, report
+from bench.command import (
+    IsaName,
+    JsonFile,
+    OutputDir,
+    Threads,
+    finish,
+    prepare,
+    result,
+    show_progress,
+)
 from bench.harness import interleave
 from bench.report import OURS
-from bench.run import IsaName, JsonFile, OutputDir, Threads, finish, prepare, show_progress
 from bench.shapes import VOCABULARY
 from mambaquant_ext import GenerationOptions, stream
 from mambaquant_ext.generation import Sampler
@@ -144,18 +153,9 @@ def run(
     output_dir: OutputDir = Path("bench-output"),
 ) -> None:
     """Time Python, sampling and decoding of text, one token of a vocabulary of 50,280."""
-    try:
-        described = prepare(threads, isa)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    described = prepare(threads, isa)
     rows = rows_of(seconds)
-    values = {
-        "schema": report.SCHEMA,
-        "command": "generation",
-        "seconds": seconds,
-        "machine": described,
-        "rows": rows,
-    }
+    values = result("generation", described, seconds=seconds, rows=rows)
     body = [
         [row["op"], row["shape"], *report.timing_cells(row["timings"][OURS]), report.baseline_cell(row)]
         for row in rows

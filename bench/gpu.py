@@ -15,10 +15,10 @@ import torch
 import typer
 
 from bench import gpu_machine, report, roofs
+from bench.command import SEED, finish, show_progress
 from bench.gpu_timer import CudaGpu, Gpu, graph_microseconds, make_timer, warm_up
-from bench.harness import BenchCase, Timer, group_cases, groups_of, measure
+from bench.harness import BenchCase, Timer, case_numbers, group_cases, groups_of, measure
 from bench.roofs import Roofs
-from bench.run import SEED, case_numbers, finish, show_progress
 from mambaquant_ext import _C
 
 COPY = "device copy"

@@ -145,6 +145,14 @@ def measure(
     return timer(runs, seconds, minimum_rounds)
 
 
+def case_numbers(case: BenchCase) -> BenchCase:
+    """The case without what it runs."""
+    return BenchCase(
+        case.op, case.shape, lambda: None, lambda: None, case.bytes_moved, case.operations,
+        arithmetic=case.arithmetic, working_set_bytes=case.working_set_bytes,
+    )  # fmt: skip
+
+
 def optional(module: str, name: str) -> Callable[..., object] | None:
     """A function of a package that a baseline needs, or None where it cannot be imported."""
     try:

@@ -16,7 +16,7 @@ import typer
 from scripts import ptxas_report
 
 from bench import machine, report
-from bench.run import show_progress
+from bench.command import show_progress
 from bench.sim_cases import GROUPS, SimCase
 from mambaquant_ext import _C
 
