@@ -162,6 +162,12 @@ def machine_lines(values: dict[str, Any]) -> list[str]:
     return lines
 
 
+def short_machine(values: dict[str, Any]) -> str:
+    """The machine in a title."""
+    machine = values["machine"]
+    return f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads"
+
+
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Writes a table to stdout; piped, it is as wide as it needs."""
     table = Table(title=title, title_justify="left")

@@ -64,18 +64,35 @@ def copy_bandwidth(size_bytes: int, timer: Timer = interleave) -> float:
     return 2 * size_bytes / (timing.best_us * 1e-6)
 
 
-def memory_reads() -> tuple[int, dict[str, Callable[[], torch.Tensor]]]:
-    """Calls that read so many bytes, which no cache holds: torch's quickest reductions over them."""
-    source = torch.ones(2 * cold_bytes() // 4)
-    views = {"float32": source, "int64": source.view(torch.int64)}
-    return 4 * source.numel(), {name: view.sum for name, view in views.items()}
+@dataclass(frozen=True)
+class Reader:
+    """A call that reads so many bytes and writes next to nothing."""
+
+    name: str
+    size_bytes: int
+    run: Callable[[], torch.Tensor]
+
+
+def memory_readers(size_bytes: int | None = None) -> list[Reader]:
+    """torch's quickest ways to read memory; which one that is differs from machine to machine.
+
+    Args:
+        size_bytes: of what is read again and again; None for more than any cache holds.
+    """
+    source = torch.ones((size_bytes or 2 * cold_bytes()) // 8, dtype=torch.float64)
+    views = {
+        "float64": source,
+        "float32": source.view(torch.float32),
+        "int64": source.view(torch.int64),
+    }
+    return [Reader(f"sum of {name}", source.nbytes, view.sum) for name, view in views.items()]
 
 
 def read_bandwidth(timer: Timer = interleave) -> float:
-    """Bytes per second of reading main memory."""
-    size, reads = memory_reads()
-    timings = timer(reads, PROBE_SECONDS)
-    return size / (min(timing.best_us for timing in timings.values()) * 1e-6)
+    """Bytes per second of reading main memory, of the quickest reader."""
+    readers = {reader.name: reader for reader in memory_readers()}
+    timings = timer({name: reader.run for name, reader in readers.items()}, PROBE_SECONDS)
+    return max(readers[name].size_bytes / (t.best_us * 1e-6) for name, t in timings.items())
 
 
 def int8_gemm(size: int = GEMM_SIZE) -> Callable[[], torch.Tensor]:

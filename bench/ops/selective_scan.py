@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 
 from bench.harness import BenchCase, optional
+from bench.ops.torch_scan import float_scans
 from bench.shapes import DECODE_TOKENS, MODELS, PREFILL_TOKENS, VIM_GRID, VIM_TINY, LayerShape
-from bench.torch_scan import float_scans
 from mambaquant_ext import ops
 
 Arguments = dict[str, torch.Tensor]

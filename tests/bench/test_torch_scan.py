@@ -4,8 +4,8 @@ import pytest
 import torch
 from bench.harness import EAGER
 from bench.ops.selective_scan import prefill_case
+from bench.ops.torch_scan import UNROLLED, advance, looped, parallel
 from bench.shapes import LayerShape
-from bench.torch_scan import UNROLLED, advance, looped, parallel
 
 SHAPE = LayerShape("tiny", 4, 6, 2, dstate=3)
 

@@ -121,11 +121,11 @@ class NativeBlocks:
             layout.norm_eps,
             layout.has_out_rotation,
             layout.has_state_rotation,
-            {name: tensor for name, tensor in self._tensors().items() if tensor is not None},
+            {name: tensor for name, tensor in self.tensors().items() if tensor is not None},
         )
 
-    def _tensors(self) -> dict[str, Tensor | None]:
-        """By the names of csrc/include/mambaquant/language_model.h."""
+    def tensors(self) -> dict[str, Tensor | None]:
+        """All that the native call reads, by the names of csrc/include/mambaquant/language_model.h."""
         found: dict[str, Tensor | None] = {}
         if self.embedding is not None:
             found |= {"embedding": self.embedding.weight, "embedding_scale": self.embedding.scale}

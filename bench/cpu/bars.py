@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.cpu_plan import Figure
-from bench.cpu_probes import SCAN_READOUT
-from bench.cpu_report import Samples, Share, ratios
-from bench.engines import OURS
+from bench.cpu.engines import OURS
+from bench.cpu.plan import Figure, Samples
+from bench.cpu.probes import SCAN_READOUT
+from bench.cpu.rows import ratios
+from bench.cpu.shares import Share
 from bench.report import Row
 
 SIZE, THREADS = "mamba-130m", 2
@@ -51,7 +52,7 @@ def bars(samples: Samples, shares: Sequence[Share], kernels: Sequence[Row]) -> l
 
     Args:
         samples: seconds per call.
-        shares: of bench.cpu_report.
+        shares: of bench.cpu.shares.
         kernels: rows of bench.run on THREADS threads.
     """
     prefill = {tokens: Figure("prefill", SIZE, THREADS, 1, tokens) for tokens in (512, 8192)}

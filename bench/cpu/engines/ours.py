@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.engines.engine import PROMPT
-from bench.token_ids import token_ids
-from mambaquant_ext import current_isa
-from mambaquant_ext import load as load_quantized
+from bench.cpu.engines.engine import PROMPT
+from bench.cpu.models.token_ids import token_ids
+from mambaquant_ext import current_isa, load_runner
 from mambaquant_ext.run.runner import LanguageRunner, RunnerState
+
+EMBEDDING = ("embedding", "embedding_scale")
 
 
 class OurEngine:
@@ -46,8 +47,16 @@ class OurEngine:
         ids, state = sequences
         return self._runner.forward(ids, state)
 
+    def decoded_bytes(self) -> int:
+        """What a token reads of the model: every packed weight, scale and constant, and one row of the embedding."""
+        tensors = self._runner.blocks.tensors()
+        sizes = {name: tensor.nbytes for name, tensor in tensors.items() if tensor is not None}
+        for name in EMBEDDING:
+            sizes[name] //= self._runner.vocab_size
+        return sum(sizes.values())
+
 
 def load(_variant: str, folder: Path, threads: int) -> OurEngine:
     """The quantized model of a folder."""
     torch.set_num_threads(threads)
-    return OurEngine(LanguageRunner(load_quantized(folder)))
+    return OurEngine(load_runner(folder))

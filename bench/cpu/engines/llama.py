@@ -10,8 +10,8 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from bench.engines.engine import PROMPT
-from bench.token_ids import token_ids
+from bench.cpu.engines.engine import PROMPT
+from bench.cpu.models.token_ids import token_ids
 
 # Measured on two cores: from 64 to 1,024 the size of a micro-batch moves prefill by 4 % at most.
 MICRO_BATCH, BATCH = 512, 2048

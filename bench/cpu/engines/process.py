@@ -1,4 +1,4 @@
-"""An engine's process: `python -m bench.engine_process ENGINE FOLDER THREADS CORES`. bench.workers starts it.
+"""An engine's process: `python -m bench.cpu.engines.process ENGINE FOLDER THREADS CORES`; worker.py starts it.
 
 Reads requests from stdin and answers on stdout, a line of JSON each: {"call": NAME, **arguments} becomes the method
 of that name, and its result, a dictionary, the answer; {"error": ...} where it raised. The first answer comes unasked,
@@ -7,6 +7,7 @@ when the model is in memory.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -17,16 +18,15 @@ from typing import IO, Any
 
 import numpy as np
 
-from bench.engines import ENGINES, Engine, engine_module, load
-
-STATUS, FORGET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from bench.cpu import memory
+from bench.cpu.engines.engine import KINDS, engine_module, load
 
 
 class Requests:
     """What may be asked of an engine. Prompts and decoded sequences are made at their first use, outside of timings."""
 
-    def __init__(self, engine: Engine) -> None:
-        """An engine with its model."""
+    def __init__(self, engine: Any) -> None:
+        """An Engine with its model."""
         self._engine = engine
         self._prompts: dict[tuple[int, int], Any] = {}
         self._sequences: dict[int, Any] = {}
@@ -57,20 +57,19 @@ class Requests:
         logits = self._engine.prefill(self._engine.prompts(batch, tokens))
         return {"sqnr_db": sqnr_db(np.load(reference), np.asarray(logits, np.float64))}
 
+    def decoded_bytes(self) -> dict[str, int]:
+        """What decoding a token reads of the model; of ours alone."""
+        return {"bytes": self._engine.decoded_bytes()}
+
     def forget_peak(self) -> dict[str, int]:
         """Memory that the process holds; memory() gives the peak from here on."""
-        FORGET_PEAK.write_text("5")
-        return {"bytes": memory_bytes("VmRSS")}
+        memory.forget_peak()
+        return {"bytes": memory.resident()}
 
-    def memory(self) -> dict[str, int]:
-        """The most memory that the process has held since forget_peak()."""
-        return {"peak_bytes": memory_bytes("VmHWM")}
-
-
-def memory_bytes(field: str) -> int:
-    """A field of /proc/self/status, which counts in KiB."""
-    (line,) = (v for v in STATUS.read_text().splitlines() if v.startswith(f"{field}:"))
-    return int(line.split()[1]) << 10
+    def memory(self, folder: str) -> dict[str, int]:
+        """The most memory since forget_peak(); what is the process's own now, and what is mapped from a folder."""
+        own, mapped = memory.own_and_mapped(Path(folder))
+        return {"peak_bytes": memory.peak(), "own_bytes": own, "mapped_bytes": mapped}
 
 
 def seconds_of(run: Callable[[], object], calls: int) -> float:
@@ -110,16 +109,26 @@ def main(name: str, folder: str, threads: str, cores: str) -> None:
     os.dup2(2, 1)
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, [int(core) for core in cores.split(",")])
-    start = time.perf_counter()
     try:
-        engine_module(ENGINES[name])
-        imported = time.perf_counter()
-        engine = load(ENGINES[name], Path(folder), int(threads))
+        engine_module(KINDS[name])
+        imported_at = time.time()
+        gc.collect()  # of what the imports left behind: it would fall on the load or not, by chance
+        own, _ = memory.own_and_mapped(Path(folder))
+        start = time.perf_counter()
+        engine = load(KINDS[name], Path(folder), int(threads))
     except Exception as error:  # as in serve
         say({"error": f"{type(error).__name__}: {error}"}, sink)
         return
-    spent = {"import_s": imported - start, "load_s": time.perf_counter() - imported}
-    say({"settings": engine.settings, **spent}, sink)
+    load_s = time.perf_counter() - start
+    say(
+        {
+            "settings": engine.settings,
+            "imported_at": imported_at,
+            "load_s": load_s,
+            "own_bytes_before": own,
+        },
+        sink,
+    )
     serve(Requests(engine), sys.stdin, sink)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 OURS, OURS_AVX2 = "ours", "ours, AVX2"
+# Files of a model's folder, which bench.cpu.models makes.
+FLOAT, W8A8, PREPACKED = "float", "w8a8", "w8a8-prepacked"
 PROMPT = 16  # tokens before the decoded ones
 
 
@@ -46,7 +48,7 @@ class EngineKind:
     """An engine in one of its formats.
 
     Attributes:
-        module: of bench.engines.
+        module: of this folder.
         variant: which format, as the module calls it.
         file: of the model's folder that it loads.
         needs: packages.
@@ -67,18 +69,29 @@ class EngineKind:
 _LLAMA = ("llama_cpp", "gguf")
 # The order of the columns. The most telling peers come first: where memory is short the last ones are left out.
 ENGINES = {
-    OURS: EngineKind("ours", "int8", "w8a8", (), 4),
-    OURS_AVX2: EngineKind(
-        "ours", "int8", "w8a8", (), 4, environment={"MAMBAQUANT_CPU_ISA": "avx2"}
-    ),
+    OURS: EngineKind("ours", "int8", W8A8, (), 4),
+    OURS_AVX2: EngineKind("ours", "int8", W8A8, (), 4, environment={"MAMBAQUANT_CPU_ISA": "avx2"}),
     "llama.cpp Q8_0": EngineKind("llama", "Q8_0", "Q8_0.gguf", _LLAMA, 1.5),
     "llama.cpp Q4_0": EngineKind("llama", "Q4_0", "Q4_0.gguf", _LLAMA, 1.5),
     "llama.cpp F16": EngineKind("llama", "F16", "F16.gguf", _LLAMA, 2.5),
-    "transformers bfloat16": EngineKind("torch_models", "bfloat16", "float", (), 7, True),
-    "transformers float32": EngineKind("torch_models", "float32", "float", (), 9, True),
-    "torch.ao dynamic int8": EngineKind("torch_models", "dynamic int8", "float", (), 9, True),
-    "mambapy float32": EngineKind("mamba_py", "float32", "float", ("mambapy",), 9, True),
+    "transformers bfloat16": EngineKind("torch_models", "bfloat16", FLOAT, (), 7, True),
+    "transformers float32": EngineKind("torch_models", "float32", FLOAT, (), 9, True),
+    "torch.ao dynamic int8": EngineKind("torch_models", "dynamic int8", FLOAT, (), 9, True),
+    "mambapy float32": EngineKind("mamba_py", "float32", FLOAT, ("mambapy",), 9, True),
 }
+
+
+# Ours from disk, in every way: by the function that loads, weights packed then or mapped from a packed image.
+PACKING, MAPPED = "load_runner, packing", "load_runner, mapped"
+WAYS = {
+    "load, packing": EngineKind("torch_models", "w8a8", W8A8, (), 4),
+    "load, packing, unverified": EngineKind("torch_models", "w8a8, unverified", W8A8, (), 4),
+    "load, mapped": EngineKind("torch_models", "w8a8", PREPACKED, (), 4),
+    "load, mapped, verified": EngineKind("torch_models", "w8a8, verified", PREPACKED, (), 4),
+    PACKING: ENGINES[OURS],
+    MAPPED: replace(ENGINES[OURS], file=PREPACKED),
+}
+KINDS = {**ENGINES, **WAYS}
 
 
 def installed(kind: EngineKind) -> bool:
@@ -87,16 +100,16 @@ def installed(kind: EngineKind) -> bool:
 
 
 def engine_module(kind: EngineKind) -> Any:
-    """The module of bench.engines, and with it the packages that it needs."""
-    return importlib.import_module(f"bench.engines.{kind.module}")
+    """The module of this folder, and with it the packages that it needs."""
+    return importlib.import_module(f"bench.cpu.engines.{kind.module}")
 
 
 def load(kind: EngineKind, folder: Path, threads: int) -> Engine:
     """The engine with its model in memory.
 
     Args:
-        kind: of ENGINES.
-        folder: of bench.language_models.
+        kind: of KINDS.
+        folder: of the model, of bench.cpu.models.
         threads: to compute with.
     """
     engine: Engine = engine_module(kind).load(kind.variant, folder / kind.file, threads)

@@ -1,11 +1,11 @@
-"""What `make bench-cpu` measures: sizes, prompts, batches, and what is too long or too large for whom."""
+"""What `python -m bench.cpu` measures: sizes, prompts, batches, and what is too long or too large for whom."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.engines import EngineKind
+from bench.cpu.engines import EngineKind
 from bench.shapes import LanguageShape
 
 SCAN_COPIES = 6  # of the states of every token, float32, that an unfused scan holds at once
@@ -47,6 +47,11 @@ class Figure:
         return self.batch * self.tokens
 
 
+Samples = Mapping[
+    Figure, Mapping[str, Sequence[float]]
+]  # seconds per call by engine, round by round
+
+
 @dataclass(frozen=True)
 class Plan:
     """A preset.
@@ -57,6 +62,7 @@ class Plan:
         prefill_batches: sequences that are read together.
         decode_batches: sequences that are decoded together.
         long_prompts: of one sequence, by ours alone, for speed and memory by length.
+        starts: of each engine's process, for the time to the first token; two at least.
         seconds: that each engine may use for a figure, beyond the least number of rounds.
         minimum_rounds: samples at least.
         longest_sample_s: an engine that would need more for one sample is left out.
@@ -68,6 +74,7 @@ class Plan:
     prefill_batches: tuple[int, ...]
     decode_batches: tuple[int, ...]
     long_prompts: tuple[int, ...]
+    starts: int
     seconds: float
     minimum_rounds: int
     longest_sample_s: float
@@ -91,7 +98,8 @@ PLANS = {
         prompts=(1, 128, 512, 8192),
         prefill_batches=(1,),
         decode_batches=(1, 8),
-        long_prompts=(1024, 4096, 16384),
+        long_prompts=(1024, 4096, 16384, 65536),
+        starts=2,
         seconds=2.0,
         minimum_rounds=3,
         longest_sample_s=5.0,
@@ -103,6 +111,7 @@ PLANS = {
         prefill_batches=(1, 4, 16),
         decode_batches=(1, 4, 8, 16),
         long_prompts=(1024, 2048, 4096, 8192, 16384, 32768, 65536),
+        starts=5,
         seconds=4.0,
         minimum_rounds=5,
         longest_sample_s=10.0,

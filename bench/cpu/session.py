@@ -1,34 +1,35 @@
-"""Takes the engines through a plan's figures; bench.cpu is the command."""
+"""Takes the engines through a plan's figures."""
 
 from __future__ import annotations
 
+import itertools
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bench import language_models, machine
-from bench.cpu_plan import Figure, Plan, counted, memory_needed, why_not
-from bench.cpu_probes import Probes
-from bench.engines import ENGINES, OURS, installed
-from bench.language_models import CHECKED, REFERENCE, W8A8
+from bench import machine
+from bench.command import show_progress
+from bench.cpu.engines import ENGINES, KINDS, OURS, EngineError, Worker, installed
+from bench.cpu.engines.engine import MAPPED, PACKING, PREPACKED, W8A8
+from bench.cpu.first_token import first_token
+from bench.cpu.models import files
+from bench.cpu.models.files import CHECKED, REFERENCE
+from bench.cpu.plan import Figure, Plan, counted, memory_needed, why_not
+from bench.cpu.probes import Probes
+from bench.cpu.turns import take_turns
 from bench.roofs import Roofs, measure_roofs
-from bench.run import show_progress
 from bench.shapes import LANGUAGE_MODELS, LanguageShape
-from bench.workers import EngineError, Worker, first_token, take_turns
 
 # Signal to noise of logits against the float model's. A wrong engine gives 0 dB or less, four bits in a deep model 8.
 LEAST_SQNR_DB = 4.0
 SAMPLE_S, MOST_CALLS = 0.05, 64  # a sample is as many calls as last so long
-FIRST_TOKEN = 128  # tokens of the prompt
 LONGEST_PROMPT_S = 60.0
 ALL = "all"
 
 
-class Bench:
+class Session:
     """One run: what it has measured so far, and what it has left out and why."""
 
     def __init__(self, plan: Plan, engines: Sequence[str], root: Path) -> None:
@@ -38,7 +39,7 @@ class Bench:
         self.samples: dict[Figure, dict[str, list[float]]] = {}
         self.probed: dict[Figure, dict[str, list[float]]] = {}
         self.roofs: dict[int, Roofs] = {}
-        self.weight_bytes: dict[str, int] = {}
+        self.decoded_bytes: dict[str, int] = {}
         self.long_prompts: list[dict[str, Any]] = []
         self.first_tokens: list[dict[str, Any]] = []
         self.settings: dict[str, str] = {}
@@ -50,10 +51,9 @@ class Bench:
         counts = self.plan.thread_counts(len(self._cores) or os.cpu_count() or 1)
         for size in self.plan.sizes:
             shape = LANGUAGE_MODELS[size]
-            folder = language_models.folder_of(shape, self._root)
+            folder = files.folder_of(shape, self._root)
             if not self._make(shape, folder):
                 continue
-            self.weight_bytes[size] = language_models.weight_bytes(folder)
             for threads in counts:
                 self._probe(threads)
                 self._measure(shape, folder, threads)
@@ -73,21 +73,14 @@ class Bench:
 
     def _make(self, shape: LanguageShape, folder: Path) -> bool:
         """Writes the model's missing files; whether they are all there now."""
-        files = language_models.missing(
-            folder, {REFERENCE, W8A8, *(ENGINES[name].file for name in self._engines)}
-        )
-        if not files:
-            return True
-        needed = language_models.MAKING_BYTES_PER_PARAMETER * shape.parameters
-        if needed > machine.available_bytes():
-            self.leave_out(ALL, shape.name, f"making it takes {needed >> 20:,} MiB of memory")
-            return False
+        wanted = {REFERENCE, W8A8, PREPACKED, *(ENGINES[name].file for name in self._engines)}
         show_progress(f"making {shape.name}")
-        command = [sys.executable, "-m", "bench.language_models", shape.name, str(folder), *files]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            self.leave_out(ALL, shape.name, (done.stderr.strip().splitlines() or ["?"])[-1])
-        return done.returncode == 0
+        try:
+            files.make_missing(folder, shape, wanted)
+        except files.ModelError as error:
+            self.leave_out(ALL, shape.name, str(error))
+            return False
+        return True
 
     def _probe(self, threads: int) -> None:
         """Measures the roofs in this process, while no engine is there."""
@@ -105,7 +98,9 @@ class Bench:
                 if worker is not None:
                     workers[name] = stack.enter_context(worker)
             known: dict[str, dict[int, float]] = {name: {} for name in workers}
-            probes = Probes()
+            if OURS in workers:
+                self.decoded_bytes[shape.name] = workers[OURS].ask("decoded_bytes")["bytes"]
+            probes = Probes(self.decoded_bytes.get(shape.name, 0))
             for group in self.plan.groups(shape.name, threads):
                 self._take_group(group, shape, workers, probes, known)
             if OURS in workers and threads == max(self.roofs):
@@ -114,11 +109,12 @@ class Bench:
     def _start(self, name: str, shape: LanguageShape, folder: Path, threads: int) -> Worker | None:
         """An engine that is ready and computes the model; None, and why, where there is none."""
         figure = f"{shape.name}, {counted(threads, 'thread')}"
-        needed = memory_needed(ENGINES[name], shape)
-        if needed > machine.available_bytes():
-            self.leave_out(name, figure, f"loading it takes {needed >> 20:,} MiB of memory")
-            return None
         show_progress(f"loading {shape.name} {name}")
+        try:
+            self._check_memory(name, shape)
+        except EngineError as error:
+            self.leave_out(name, figure, str(error))
+            return None
         worker = Worker(name, folder, threads, self._cores[:threads])
         try:
             self.settings[name] = worker.ready()["settings"]
@@ -136,6 +132,13 @@ class Bench:
             return None
         return worker
 
+    @staticmethod
+    def _check_memory(name: str, shape: LanguageShape) -> None:
+        """Raises EngineError where an engine's model does not fit."""
+        needed = memory_needed(KINDS[name], shape)
+        if needed > machine.available_bytes():
+            raise EngineError(f"loading it takes {needed >> 20:,} MiB of memory")
+
     def _take_group(
         self,
         group: list[Figure],
@@ -144,9 +147,11 @@ class Bench:
         probes: Probes,
         known: dict[str, dict[int, float]],
     ) -> None:
-        """Warms up each engine on each figure, then takes them all in turn, and the probes with them."""
+        """Warms up each engine on each figure, then takes them all in turn; a figure's probes right before ours."""
         calls: dict[tuple[Figure, str], Callable[[], float]] = {}
         for figure in group:
+            for name, probe in probes.calls(figure, shape).items():
+                calls[figure, name] = probe
             for name, worker in workers.items():
                 show_progress(f"{figure.op} {figure.shape} {name}")
                 why = why_not(
@@ -160,8 +165,6 @@ class Bench:
                     why = str(error)
                 if why is not None:
                     self.leave_out(name, f"{figure.op} {figure.shape}", why)
-            for name, probe in probes.calls(figure, shape).items():
-                calls[figure, name] = probe
         show_progress(f"{group[0].op} {shape.name}: {len(calls)} calls in turn")
         samples = take_turns(calls, self.plan.seconds, self.plan.minimum_rounds, self._failed)
         for (figure, name), values in samples.items():
@@ -208,23 +211,23 @@ class Bench:
             show_progress(f"a prompt of {tokens} tokens, {size}")
             held = worker.ask("forget_peak")["bytes"]
             seconds = worker.ask("prefill", batch=1, tokens=tokens, calls=1)["seconds"]
-            peak, before = worker.ask("memory")["peak_bytes"], tokens
+            peak, before = worker.ask("memory", folder="")["peak_bytes"], tokens
             found = {"size": size, "threads": threads, "tokens": tokens, "seconds": seconds}
             self.long_prompts.append({**found, "peak_bytes": peak, "grown_bytes": peak - held})
 
     def _time_first_tokens(self, shape: LanguageShape, folder: Path, threads: int) -> None:
-        """From the start of a process to a prompt's logits; files are in the page cache by then."""
-        for name in self._engines:
-            if memory_needed(ENGINES[name], shape) > machine.available_bytes():
+        """Every engine in turn, ours with and without a packed image; files are in the page cache by then."""
+        peers = [name for name in self._engines if KINDS[name] != KINDS[OURS]]
+        starts: dict[str, list[dict[str, float]]] = {n: [] for n in (MAPPED, PACKING, *peers)}
+        for _, name in itertools.product(range(self.plan.starts), tuple(starts)):
+            if name not in starts:
                 continue
             show_progress(f"first token, {shape.name} {name}")
             try:
-                found = first_token(
-                    lambda name=name: Worker(name, folder, threads, self._cores[:threads]),
-                    FIRST_TOKEN,
-                )
+                self._check_memory(name, shape)
+                starts[name].append(first_token(name, folder, threads, self._cores[:threads]))
             except EngineError as error:
                 self.leave_out(name, f"first token {shape.name}", str(error))
-                continue
-            row = {"size": shape.name, "threads": threads, "tokens": FIRST_TOKEN, "engine": name}
-            self.first_tokens.append({**row, **found})
+                del starts[name]
+        row = {"size": shape.name, "threads": threads}
+        self.first_tokens += [{**row, "engine": n, "starts": s} for n, s in starts.items()]

@@ -1,4 +1,4 @@
-"""transformers' language model: float32, bfloat16, and its linear layers in torch.ao's dynamic int8."""
+"""transformers' language model: in float, with linear layers in torch.ao's dynamic int8, and with our blocks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.engines.engine import PROMPT
-from bench.token_ids import token_ids
+from bench.cpu.engines.engine import PROMPT
+from bench.cpu.models.token_ids import token_ids
+from mambaquant_ext import load as load_quantized
 from mambaquant_ext.model.checkpoint import load_float_model
+from mambaquant_ext.model.hf import import_transformers
+
+import_transformers().MambaForCausalLM  # noqa: B018, imported when it is asked for: here, not while a model loads
+
+SETTINGS = "inference_mode, logits of the last token, eager"
+VERIFY = {"w8a8": None, "w8a8, verified": True, "w8a8, unverified": False}
 
 
 class TorchEngine:
@@ -73,11 +80,12 @@ def _dynamic_int8(model: Any) -> Any:
 
 
 def load(variant: str, folder: Path, threads: int) -> TorchEngine:
-    """The float model of a folder as "float32", "bfloat16" or "dynamic int8"."""
+    """The float model of a folder as "float32", "bfloat16" or "dynamic int8"; the quantized one as VERIFY says."""
     torch.set_num_threads(threads)
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    dtype = torch.bfloat16 if variant == "bfloat16" else torch.float32
-    model = load_float_model(folder, dtype)
+    if variant in VERIFY:
+        return TorchEngine(load_quantized(folder, verify=VERIFY[variant]), SETTINGS)
+    model = load_float_model(folder, torch.bfloat16 if variant == "bfloat16" else torch.float32)
     if variant == "dynamic int8":
         model = _dynamic_int8(model)
-    return TorchEngine(model, "inference_mode, logits of the last token, eager")
+    return TorchEngine(model, SETTINGS)

@@ -9,8 +9,8 @@ import torch
 from mambapy.mamba import Mamba, MambaConfig
 from torch import Tensor
 
-from bench.engines.engine import PROMPT
-from bench.token_ids import token_ids
+from bench.cpu.engines.engine import PROMPT
+from bench.cpu.models.token_ids import token_ids
 from mambaquant_ext.model.checkpoint import load_float_model
 
 BLOCKS = "backbone.layers."

@@ -7,23 +7,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from bench.engine_process import sqnr_db
-from bench.gguf_files import tensors, write_f16
-from bench.language_models import (
+from bench.cpu.engines import ours
+from bench.cpu.engines.engine import FLOAT, PREPACKED, W8A8
+from bench.cpu.engines.process import sqnr_db
+from bench.cpu.models.files import (
     CHECKED,
     DISTINCT,
-    FLOAT,
     REFERENCE,
-    W8A8,
-    deepened,
+    ModelError,
     make,
+    make_missing,
     missing,
-    prompts,
-    random_model,
-    weight_bytes,
 )
+from bench.cpu.models.gguf import tensors, write_f16
+from bench.cpu.models.random_model import deepened, prompts, random_model
+from bench.cpu.models.token_ids import token_ids
 from bench.shapes import LanguageShape, LayerShape
-from bench.token_ids import token_ids
 
 from mambaquant_ext import load
 
@@ -112,27 +111,54 @@ class TestFiles:
         (tmp_path / "Q8_0.gguf").touch()
         assert missing(tmp_path, ["Q8_0.gguf"]) == []
 
+    def test_a_packed_image_is_always_made_anew(self, tmp_path):
+        (tmp_path / PREPACKED).mkdir()
+        assert missing(tmp_path, [PREPACKED]) == [PREPACKED]
+        (tmp_path / W8A8).mkdir()
+        assert missing(tmp_path, [PREPACKED, W8A8]) == [PREPACKED]
+
+    def test_too_little_memory_and_failures_are_told(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("bench.cpu.models.files.available_bytes", lambda: 0)
+        with pytest.raises(ModelError, match="making it takes 0 MiB of memory"):
+            make_missing(tmp_path, TINY, [W8A8])
+        monkeypatch.setattr(
+            "bench.cpu.models.files.subprocess.run",
+            lambda command, **_: SimpleNamespace(
+                returncode=1, stderr=f"...\n{command[-1]} failed\n"
+            ),
+        )
+        with pytest.raises(ModelError, match=f"{PREPACKED} failed"):
+            make_missing(tmp_path, TINY, [PREPACKED])
+
     def test_a_file_that_fails_leaves_nothing(self, tmp_path, monkeypatch):
         def broken(path):
             path.write_text("half")
             raise OSError("disk full")
 
-        monkeypatch.setattr("bench.language_models.formats", lambda *_: {"F16.gguf": broken})
+        monkeypatch.setattr("bench.cpu.models.files.formats", lambda *_: {"F16.gguf": broken})
         with pytest.raises(OSError, match="disk full"):
             make(tmp_path, TINY, ["F16.gguf"])
         assert list(tmp_path.iterdir()) == []
 
     def test_a_quantized_model_and_what_a_token_reads_of_it(self, tmp_path):
-        make(tmp_path, DEEP, [FLOAT, REFERENCE, W8A8])
+        for _ in range(2):  # the image again, beside everything else
+            make(tmp_path, DEEP, [FLOAT, REFERENCE, W8A8, PREPACKED])
         expected = np.load(tmp_path / REFERENCE)
         with torch.no_grad():
             logits = load(tmp_path / W8A8)(prompts(DEEP, *CHECKED)).logits[:, -1]
         assert sqnr_db(expected, logits.double().numpy()) > 15
-        stored = (tmp_path / W8A8 / "model.safetensors").stat().st_size
+        weights = [W8A8, PREPACKED]
+        packed, mapped = (ours.load("int8", tmp_path / name, 1) for name in weights)
+        ids = packed.prompts(1, 8)
+        assert torch.equal(packed.prefill(ids), mapped.prefill(ids))
+        # At least every weight; at most what is stored, but for the table and the padding of packed tiles.
+        read = packed.decoded_bytes()
+        assert read == mapped.decoded_bytes()
+        assert read > DEEP.layers * DEEP.linear_weights + DEEP.vocab * DEEP.layer.hidden
+        tensors = packed._runner.blocks.tensors()
         table = DEEP.vocab * (DEEP.layer.hidden + 4)  # int8 rows, a float32 scale each
-        header = stored - table - weight_bytes(tmp_path)
-        assert 0 < header < 8192 * DEEP.layers
-        assert DEEP.layers * DEEP.linear_weights + DEEP.vocab * 16 < weight_bytes(tmp_path)
+        whole = sum(tensor.nbytes for tensor in tensors.values() if tensor is not None)
+        assert read == whole - table + DEEP.layer.hidden + 4
 
     def test_the_layers_of_a_deep_model_repeat_but_share_no_memory(self):
         few = random_model(TINY)

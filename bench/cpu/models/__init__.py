@@ -1,0 +1,1 @@
+"""Language models with random weights in the formats of every engine."""
