@@ -3,7 +3,13 @@
 import pytest
 from bench.cpu.engines import ENGINES, OURS
 from bench.cpu.plan import PLANS, Figure, why_not
-from bench.shapes import LANGUAGE_MODELS, LanguageShape, LayerShape
+from bench.shapes import (
+    LANGUAGE_MODELS,
+    MORE_GEMM_TOKENS,
+    PREFILL_TOKENS,
+    LanguageShape,
+    LayerShape,
+)  # fmt: skip
 from tests.bench.cpu.samples import M130, decode, prefill
 
 FUSED, UNFUSED = ENGINES[OURS], ENGINES["mambapy float32"]
@@ -23,6 +29,11 @@ class TestPlan:
     def test_quick_has_what_the_bars_need(self):
         figures = [f for group in PLANS["quick"].groups(M130.name, 2) for f in group]
         assert {prefill(512), prefill(8192), decode(1), decode(8)} <= set(figures)
+
+    def test_products_are_timed_at_every_length_of_their_bar(self):
+        lengths = {*PREFILL_TOKENS["cpu"], *MORE_GEMM_TOKENS["cpu"]}
+        assert lengths == {64, 128, 256, 512, 1024, 2048}
+        assert not set(PREFILL_TOKENS["cpu"]) & set(MORE_GEMM_TOKENS["cpu"])  # none twice
 
     def test_names_of_figures(self):
         assert Figure("prefill", "m", 1, 4, 1).shape == "m, 1 thread, batch 4, 1 token"
