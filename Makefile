@@ -71,7 +71,7 @@ format: $(STAMP_TOOLS) ## rewrite the sources in the project's format
 bench: $(STAMP_PACKAGE) ## time every operator against the machine's roofs
 	$(RUN) -m bench.run
 
-# BENCH=quick: ten minutes; BENCH="full --size mamba-130m": what `python -m bench.cpu --help` lists.
+# BENCH=quick: eight minutes; BENCH="full --size mamba-130m": what `python -m bench.cpu --help` lists.
 bench-cpu: $(STAMP_PACKAGE) ## whole models and kernels beside the peers that are installed: bench-output/cpu-*
 	$(RUN) -m bench.cpu $(BENCH)
 

@@ -47,7 +47,7 @@ def versions() -> dict[str, str]:
 
 def run(
     preset: Annotated[
-        Preset, typer.Argument(help="quick, ten minutes; full, hours.")
+        Preset, typer.Argument(help="quick, eight minutes; full, hours.")
     ] = Preset.FULL,
     size: Annotated[
         list[str] | None, typer.Option("--size", help="mamba-130m ...; may be repeated.")
