@@ -20,6 +20,11 @@ FLOAT_FLOOR_ULPS = {torch.float32: 8.0, torch.float16: 1.0, torch.bfloat16: 1.0}
 # elements may hold any.
 INT8_READOUT_FLIPS = 2
 INT8_READOUT_FLIP_SHARE = 0.01
+# selective_scan's step size and decay on the CPU, in units in the last place (csrc/cpu/simd/math.h), and how far the
+# roundings of dt log2(e) and, without a fused multiply-add, of dt A move an exponent: each by 2^-24 of itself.
+SOFTPLUS_ULPS = 4
+EXP2_ULPS = 3
+EXPONENT_ROUNDINGS = 2
 # Against the unquantized read-out, with steps of amax / 127: the rms of a state is about an eighth of
 # its largest value over 130 tokens, which makes 20 log10(127 / 8 * sqrt(12)) = 34.8 dB (33.3 to 34.3
 # measured).

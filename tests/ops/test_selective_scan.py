@@ -10,9 +10,12 @@ from cases.selective_scan import CASES, ScanCase, with_int8_readout
 from mambaquant_ext import ops
 from reference import selective_scan as reference
 from tolerances import (
+    EXP2_ULPS,
+    EXPONENT_ROUNDINGS,
     INT8_READOUT_FLIP_SHARE,
     INT8_READOUT_FLIPS,
     INT8_READOUT_SQNR_DB,
+    SOFTPLUS_ULPS,
     assert_equal,
     assert_float_close,
 )
@@ -120,6 +123,45 @@ def test_int8_readout_is_exact_on_exact_states(dstate, rotate_state, ops, genera
     assert (steps % 1 == 0.5).any()
     qh = torch.round(steps).clamp(-127, 127)
     assert_equal(y.double(), (qh * C.double()[..., None]).sum(2) * scale * 0.5)
+
+
+def state_of_one_token(ops, dt, x, A, initial_state):
+    """The state after one token of one state per channel, with B 1 and all scales 1."""
+    one, dim = torch.ones(1), dt.numel()
+    B = torch.ones(1, 1, 1, dtype=torch.int8)
+    _, state = ops.selective_scan(
+        torch.full((1, 1, dim), x, dtype=torch.int8), torch.ones(dim), None, dt.view(1, 1, dim), None,
+        A.view(1, dim), B, one, B, one, initial_state=initial_state.view(1, 1, dim),
+    )  # fmt: skip
+    return state.flatten()
+
+
+def ulps(actual, expected):
+    """The error in units in the last place of float32 at `expected`, which is float64."""
+    return (actual.double() - expected).abs() / torch.exp2(torch.frexp(expected).exponent - 24.0)
+
+
+def test_the_step_size_is_precise_to_the_last_bits(ops):
+    if ops.name == "cuda":
+        pytest.skip("has its own arithmetic")
+    dt = torch.cat([torch.linspace(-80, 80, 40001), torch.linspace(-4, 4, 40001)])
+    zeros = torch.zeros_like(dt)
+    step = state_of_one_token(ops, dt, 1, zeros, zeros)
+    expected = torch.log1p(torch.exp(-dt.double().abs())) + dt.double().clamp(min=0)
+    assert ulps(step, expected).max() <= SOFTPLUS_ULPS
+
+
+def test_a_decay_is_precise_to_the_last_bits(ops):
+    """softplus(32) is 32 in float32, and from a state of 1 without an input the decay is what is left."""
+    if ops.name == "cuda":
+        pytest.skip("has its own arithmetic")
+    A = -torch.cat([torch.linspace(0, 2.6, 40001), torch.linspace(0, 0.05, 40001)])
+    decay = state_of_one_token(ops, torch.full_like(A, 32.0), 0, A, torch.ones_like(A))
+    exponent = 32 * A.double()
+    moved = EXPONENT_ROUNDINGS * exponent.abs() * 2.0**-24 * torch.exp(exponent)
+    last_place = torch.exp2(torch.frexp(torch.exp(exponent)).exponent - 24.0)
+    assert (ulps(decay, torch.exp(exponent)) <= EXP2_ULPS + moved / last_place).all()
+    assert (decay[A == 0] == 1).all()
 
 
 @given(

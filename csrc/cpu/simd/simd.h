@@ -3,17 +3,21 @@
 //
 //   kLanes                       floats in an F32, int32s in an I32
 //   load(T*), load(T*, n)        T in float, Float16, BFloat16, int8_t -> F32; n: first n lanes, rest 0
-//   store(T*, x), store(T*, x, n)  int8_t: rounds ties to even, saturates to [-128, 127]
+//   store(T*, x), store(T*, x, n)  int8_t: rounds ties to even, saturates to [-128, 127]; of I32 saturates
 //   store4(int8_t*, a, b, c, d)  4 * kLanes values in order; rounds and saturates as store
 //   load_i32, store_i32          int32 without conversion
 //   + - * /  sqrt  abs           lane by lane, one rounding each
 //   fma(a, b, c), fms, fnma      a*b + c, a*b - c, c - a*b; one rounding (two in the scalar ISA)
-//   min(a, b), max(a, b)         b where either is NaN, on every ISA
+//   min(a, b), max(a, b)         b where either is NaN, on every ISA; of I32 too
+//   clamp_magnitude(x, limit)    x within -limit and limit; one of them where x is NaN
 //   round_even                   nearest integer, ties to even
 //   to_f32(I32), to_i32(F32)     conversion, ties to even
+//   bits_of(F32)                 the same bits as an I32
 //   load_pairs(a, b)             Pairs, kLanes times two int16: a[i] and b[i] of two rows of int8
 //   load_pairs(a)                a[i] and anything
 //   load_pairs(a, b, n), load_pairs(a, n)  the first n lanes alone
+//   set1_pairs(p)                p[0] and p[1] in every lane
+//   join_low_words(a, b)         the low 16 bits of a[i] and of b[i]
 //   dot(acc, x, w)               int32: acc + x[i].first * w[i].first + x[i].second * w[i].second
 //   reduce_add, reduce_max       over lanes
 //   keep_first(a, n)             first n lanes of a, the rest 0
