@@ -13,8 +13,7 @@
 // and finish 15 more, 11 cycles. A token moves only 7 to 13 bytes per channel.
 // Measured (AVX-512, Zen 5, dstate 16, operands in L1), cycles per token and channel vector: recurrence 65
 // (86 % of its bound), with the float read-out 75, the quantized 82, the rotated 103 (70 %); prepare 14,
-// finish 7. In the 130m layer, blocks of 128 tokens, 127 in all, and 156 for a token alone, of which 34 are
-// the lines of A and of the state.
+// finish 7. In the 130m layer, blocks of 128 tokens: 129 in all, and 147 for a token alone.
 #pragma once
 
 #include "cpu/simd/math.h"
