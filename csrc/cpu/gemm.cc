@@ -1,23 +1,25 @@
 // pack_gemm_weight, gemm, gemm_dequantize, gemm_requantize. Formulas: mambaquant/gemm.h; the inner
-// loop of each ISA: gemm_micro.h.
+// loop of each ISA: gemm_micro.h; a tile: gemm_tile.h.
 //
-// The activations are repacked once into tiles of kTileRows rows (one byte read and one written per
-// element, 1/N of the work), so that the inner loop walks two streams with constant offsets
-// whatever the row stride. Then a task is one panel of kTileColumns weight columns times a block of
-// row tiles: the block stays in L2 while panels pass, the panel stays in L1 or L2 while tiles pass.
-// A tile's accumulators go through a 1.5 KB stack tile to the epilogue, which is written in the Vec
-// vocabulary; the int32 matrix never exists.
+// A task is one panel of kTileColumns weight columns times a block of row tiles: the block stays in
+// L2 while panels pass, the panel stays in L1 or L2 while tiles pass, and the next panel is fetched
+// meanwhile. Activations are read where they lie if the ISA multiplies bytes. Results come from the
+// registers that hold the sums, or, where a call wants more than usual, from a tile in memory; the
+// int32 matrix never exists.
 //
-// Bound: arithmetic for many rows (2*M*N*K operations; AVX-512 VNNI: 256 per cycle and core). For
-// few rows (decode) bytes: every weight is read once, N*K bytes, in address order, panels split
-// among the threads. Measured on a shared Xeon, best of repeated runs: K >= 768, 470 to 690 Gop/s
-// on one core, where torch._int_mm without epilogue reaches 490 to 650; M = 1, N*K = 16 MB, cold,
-// two cores: median 24 GB/s, where a plain sum of the bytes reads 21.
+// Bound: arithmetic for many rows, 2*M*N*K operations. AVX-512 VNNI does 256 per cycle and core (two
+// vpdpbusd of 64 products), AVX2 64 (two vpmaddwd of 16). For few rows (decode) bytes: every weight
+// is read once, N*K bytes, in address order, panels split among the threads in even runs.
+//
+// Measured on one core of a shared Zen 5, best of repeated runs, share of vpdpbusd alone: K >= 768,
+// N >= 768: 0.95 to 0.97; N = 80, K = 1536: 0.90; N = 1536, K = 48, where a result of four bytes is
+// stored every 48 products: 0.77. AVX2: 0.80 of vpmaddwd alone. Weights from memory, one core, which
+// reads 41 to 45 GB/s: M = 1: 40 to 45 GB/s; M = 8: 36; M = 16 is bound by arithmetic.
 #include "mambaquant/gemm.h"
 
 #include <cstring>
 
-#include "cpu/gemm_micro.h"
+#include "cpu/gemm_tile.h"
 #include "cpu/kernels.h"
 #include "cpu/simd/quant.h"
 
@@ -31,109 +33,158 @@ constexpr int64_t kBlocksPerThread = 8;  // tasks that an even split among threa
 // Where all the weights fit L2 too, blocks are small: successive panels then write neighbouring
 // lines of few rows, instead of a line in each of many rows (K = 48: a quarter faster).
 constexpr int64_t kTilesPerSmallBlock = 4, kSmallWeightBytes = 512 * 1024;
+constexpr int64_t kTilesPerBlock = 64;  // at most; a block's rows have a number each on the stack
 constexpr int64_t kPackGrainBytes = 65536;
 // What a thread must have to do before it is worth waking: cycles, by a coarse count of products
 // and bytes.
 constexpr int64_t kThreadCycles = 10000, kProductsPerCycle = 128, kWeightBytesPerCycle = 8;
+// Weights are fetched so far ahead, or as far as the next panel: the time in which a tile is multiplied
+// covers the way from memory.
+constexpr int64_t kAheadBytes = 8192;
 
 int64_t padded_depth(int64_t k) { return round_up(k, kGemmCpuDepthMultiple); }
-
-using TileProduct = void (*)(const RowT*, const int32_t*, const int8_t*, int64_t, int32_t*);
-
-// A tile whose second vector of columns lies outside the matrix leaves it out.
-template <int64_t kRows>
-TileProduct tile_product_for(int64_t rows, int64_t columns) {
-  if constexpr (kRows > 1) {
-    if (rows < kRows) return tile_product_for<kRows - 1>(rows, columns);
-  }
-  return columns * kTileVectors <= kTileColumns ? &tile_product<kRows, 1>
-                                                : &tile_product<kRows, kTileVectors>;
-}
 
 // How the work is cut: row tiles into blocks that fit L2, columns into panels; a task is a block
 // times a panel, block after block, and each thread slot has one run of tasks. Cuts are even: 13
 // rows are tiles of 6 and 7.
 struct Plan {
-  int64_t rows, padded_k, tiles, panels, blocks, slots;
+  int64_t padded_k, tiles, panels, blocks, slots;
+  int64_t tile_rows, large_tiles;  // the first large_tiles tiles have a row more
 
   Plan(const GemmOperands& p, const Threads& threads)
-      : rows(p.m),
-        padded_k(padded_depth(p.k)),
+      : padded_k(padded_depth(p.k)),
         tiles((p.m + kTileRows - 1) / kTileRows),
-        panels((p.n + kTileColumns - 1) / kTileColumns) {
-    const int64_t for_cache = (p.m * padded_k + kGemmBlockBytes - 1) / kGemmBlockBytes;
-    const int64_t for_balance = kBlocksPerThread * threads.num_threads / (panels + 1);
-    blocks = for_cache > for_balance ? for_cache : for_balance;
-    if (panels * kTileColumns * padded_k <= kSmallWeightBytes &&
-        blocks < tiles / kTilesPerSmallBlock) {
-      blocks = tiles / kTilesPerSmallBlock;
-    }
+        panels((p.n + kTileColumns - 1) / kTileColumns),
+        tile_rows(tiles > 0 ? p.m / tiles : 0),
+        large_tiles(p.m - tile_rows * tiles) {
+    blocks = (tiles + kTilesPerBlock - 1) / kTilesPerBlock;
+    at_least((p.m * padded_k + kGemmBlockBytes - 1) / kGemmBlockBytes);
+    at_least(kBlocksPerThread * threads.num_threads / (panels + 1));
+    const bool is_small = panels * kTileColumns * padded_k <= kSmallWeightBytes;
+    if (is_small) at_least(tiles / kTilesPerSmallBlock);
     blocks = blocks < tiles ? blocks : tiles;
-    blocks = blocks > 0 ? blocks : 1;
     const int64_t weights = panels * kTileColumns * (padded_k + 1);
-    const int64_t cycles = rows * weights / kProductsPerCycle + weights / kWeightBytesPerCycle;
+    const int64_t cycles = p.m * weights / kProductsPerCycle + weights / kWeightBytesPerCycle;
     const int64_t useful = cycles * threads.grain_divisor / kThreadCycles + 1;
     slots = useful < threads.num_threads ? useful : threads.num_threads;
     slots = slots < tasks() ? slots : tasks();
   }
 
+  void at_least(int64_t count) { blocks = blocks > count ? blocks : count; }
   int64_t tasks() const { return blocks * panels; }
   int64_t block_tile(int64_t block) const { return block * tiles / blocks; }
-  int64_t tile_row(int64_t tile) const { return tiles > 0 ? tile * rows / tiles : 0; }
-};
-
-// A block of activations as the inner loop reads it.
-struct PackedBlock {
-  int64_t first_row;
-  int32_t* start;  // where each row's accumulators start
-  RowT* rows;      // row tile after row tile
-};
-
-PackedBlock pack_block(const GemmOperands& p, const Plan& plan, int64_t block, int8_t* scratch) {
-  const int64_t first_row = plan.tile_row(plan.block_tile(block));
-  const int64_t block_rows = plan.tile_row(plan.block_tile(block + 1)) - first_row;
-  const PackedBlock packed{first_row, reinterpret_cast<int32_t*>(scratch),
-                           reinterpret_cast<RowT*>(scratch + round_up(block_rows * 4, 64))};
-  for (int64_t t = plan.block_tile(block); t < plan.block_tile(block + 1); ++t) {
-    const int64_t row = plan.tile_row(t);
-    pack_row_tile({p.a + row * p.a_stride_row, p.a_stride_row, plan.tile_row(t + 1) - row, p.k},
-                  packed.rows + (row - first_row) * plan.padded_k, packed.start + row - first_row);
+  int64_t tile_row(int64_t tile) const {
+    return tile * tile_rows + (tile < large_tiles ? tile : large_tiles);
   }
-  return packed;
+};
+
+// A block of activations and what its sums start at.
+struct Block {
+  Block(const GemmOperands& p, const Plan& plan, int64_t index, int8_t* scratch)
+      : first_tile(plan.block_tile(index)),
+        last_tile(plan.block_tile(index + 1)),
+        first_row(plan.tile_row(first_tile)) {
+    const int64_t count = plan.tile_row(last_tile) - first_row;
+    const SourceRows source{p.a + first_row * p.a_stride_row, p.a_stride_row, count, p.k};
+    rows = prepare_rows(source, scratch, start);
+  }
+
+  int64_t first_tile, last_tile, first_row;
+  Rows rows;
+  int32_t start[kTilesPerBlock * kTileRows];
+};
+
+F32 load_any_float(const void* p, DType dtype, int64_t index, int64_t n) {
+  if (dtype == DType::kF32) return load_up_to(static_cast<const float*>(p) + index, n);
+  if (dtype == DType::kF16) return load_up_to(static_cast<const Float16*>(p) + index, n);
+  return load_up_to(static_cast<const BFloat16*>(p) + index, n);
 }
 
-// Finished accumulators, kTileColumns a row, and their place in the (M, N) result.
+// What a call does with its sums: in the registers, with the terms of each column from `scales` and
+// out_scale, or by take_tile from memory.
+struct Output {
+  bool is_direct = false;
+  Finish finish = Finish::kSums;
+  int64_t out_bytes = 0;  // of an element
+  void* out = nullptr;
+  const float* residual = nullptr;
+  int64_t residual_stride = 0;
+  GemmScales scales;
+  const float* out_scale = nullptr;
+};
+
+// x + -0 is x, for x = -0 too, which x + 0 is not.
+F32 bias_or_none(const float* bias, int64_t column, int64_t n) {
+  return bias == nullptr ? set1(-0.0f) : load_up_to(bias + column, n);
+}
+I32 offset_or_none(const int32_t* offset, int64_t column, int64_t n) {
+  return offset == nullptr ? set1_i32(0) : load_i32(offset + column, n);
+}
+
+// For whole vectors.
+void fill_terms(const Output& o, int64_t column, int64_t columns, ColumnTerms* terms) {
+  if (o.finish == Finish::kSums) return;
+  for (int64_t v = 0; v < columns; v += kLanes) {
+    const int64_t c = column + v;
+    store_i32(terms->offset + v, offset_or_none(o.scales.acc_offset, c, kLanes));
+    store(terms->scale + v, set1(o.scales.a_scale[0]) * load(o.scales.b_scale + c));
+    store(terms->bias + v, bias_or_none(o.scales.bias, c, kLanes));
+    if (o.finish == Finish::kRounded) {
+      store(terms->inv_scale + v, set1(1.0f) / load(o.out_scale + c));
+    }
+  }
+}
+
+// Sums in memory, kTileColumns a row, and their place in the (M, N) result.
 struct Tile {
   const int32_t* acc;
   int64_t row, rows, column, columns;
 };
 
-// One block times one panel.
-template <typename Epilogue>
-void run_task(const GemmOperands& p, const Plan& plan, const PackedBlock& packed, int64_t task,
-              const Epilogue& epilogue) {
-  const int64_t block = task / plan.panels;
-  const int64_t column = task % plan.panels * kTileColumns;
+// One block times one panel. While it goes on, the panel after it is fetched.
+template <typename TakeTile>
+void run_task(const GemmOperands& p, const Plan& plan, const Block& block, int64_t panel,
+              const Output& output, const TakeTile& take_tile) {
+  const int64_t tiles = block.last_tile - block.first_tile;
+  const int64_t panel_bytes = kTileColumns * plan.padded_k;
+  const int64_t column = panel * kTileColumns;
   const int64_t columns = p.n - column < kTileColumns ? p.n - column : kTileColumns;
-  const int8_t* panel = p.packed + column * plan.padded_k;
-  const int64_t first = plan.block_tile(block), last = plan.block_tile(block + 1);
-  int64_t next_row = plan.tile_row(first);
-  for (int64_t t = first; t < last; ++t) {
-    alignas(64) int32_t acc[kTileRows * kTileColumns];
-    const int64_t row = next_row;
-    next_row = plan.tile_row(t + 1);
-    const Tile tile{acc, row, next_row - row, column, columns};
-    const int64_t packed_row = row - packed.first_row;
-    tile_product_for<kTileRows>(tile.rows, columns)(packed.rows + packed_row * plan.padded_k,
-                                                    packed.start + packed_row, panel, plan.padded_k,
-                                                    acc);
-    epilogue(tile);
+  const bool is_empty = plan.padded_k == 0;  // every sum is 0
+  const bool is_whole = columns == kTileColumns || columns == kNarrowVectors * kLanes;
+  const bool is_direct = output.is_direct && is_whole && !is_empty;
+  const Finish finish = is_direct ? output.finish : Finish::kSums;
+  alignas(64) int32_t acc[kTileRows * kTileColumns];
+  if (is_empty) std::memset(acc, 0, sizeof(acc));
+  ColumnTerms terms;
+  if (is_direct) fill_terms(output, column, columns, &terms);
+  TileTask task;
+  task.weights.panel = p.packed + panel * panel_bytes;
+  task.weights.ahead = task.weights.panel + (panel_bytes > kAheadBytes ? panel_bytes : kAheadBytes);
+  task.weights.ahead_step = kStepBytes / tiles;
+  task.terms = &terms;
+  task.output = {acc, is_direct ? p.n : kTileColumns, nullptr, output.residual_stride};
+  const TileFunction small = tile_function(finish, plan.tile_rows, columns);
+  const TileFunction large = tile_function(finish, plan.tile_rows + 1, columns);
+  for (int64_t t = block.first_tile; t < block.last_tile; ++t) {
+    const int64_t row = plan.tile_row(t);
+    task.rows = block.rows.from(row - block.first_row);
+    task.start = block.start + (row - block.first_row);
+    if (is_direct) {
+      task.output.out = static_cast<char*>(output.out) + (row * p.n + column) * output.out_bytes;
+      if (output.residual != nullptr) {
+        task.output.residual = output.residual + row * output.residual_stride + column;
+      }
+    }
+    if (!is_empty) (t < plan.large_tiles ? large : small)(task);
+    if (!is_direct) take_tile(Tile{acc, row, plan.tile_row(t + 1) - row, column, columns});
+    task.weights.ahead += panel_bytes / tiles;
   }
 }
 
-// Calls epilogue(Tile) for every tile of the (M, N) result, from several threads.
-template <typename Epilogue>
-void for_each_tile(const GemmOperands& p, const Threads& threads, const Epilogue& epilogue) {
+// Makes the (M, N) result, from several threads: directly where `output` can, else by take_tile(Tile).
+template <typename TakeTile>
+void for_each_tile(const GemmOperands& p, const Threads& threads, const Output& output,
+                   const TakeTile& take_tile) {
   const Plan plan(p, threads);
   const int64_t scratch_bytes = gemm_scratch_bytes(p.m, p.k);
   threads.parallel_for(plan.slots, 1, [&](int64_t begin, int64_t end) {
@@ -141,61 +192,15 @@ void for_each_tile(const GemmOperands& p, const Threads& threads, const Epilogue
     for (int64_t slot = begin; slot < end; ++slot) {
       int8_t* scratch =
           scratch_bytes <= kGemmStackBytes ? stack : p.workspace + slot * scratch_bytes;
-      PackedBlock packed{};
-      const int64_t first = slot * plan.tasks() / plan.slots;
       const int64_t last = (slot + 1) * plan.tasks() / plan.slots;
-      for (int64_t task = first; task < last; ++task) {
-        const bool enters_block = task == first || task % plan.panels == 0;
-        if (enters_block) packed = pack_block(p, plan, task / plan.panels, scratch);
-        run_task(p, plan, packed, task, epilogue);
+      for (int64_t task = slot * plan.tasks() / plan.slots; task < last;) {
+        const Block block(p, plan, task / plan.panels, scratch);
+        do {
+          run_task(p, plan, block, task % plan.panels, output, take_tile);
+        } while (++task < last && task % plan.panels != 0);
       }
     }
   });
-}
-
-// Full vectors take the plain load and store: the partial ones of AVX2 go through memory.
-template <typename T>
-F32 load_some(const T* p, int64_t n) {
-  return n == kLanes ? load(p) : load(p, n);
-}
-template <typename T>
-void store_some(T* p, F32 x, int64_t n) {
-  if (n == kLanes) {
-    store(p, x);
-  } else {
-    store(p, x, n);
-  }
-}
-
-F32 load_any_float(const void* p, DType dtype, int64_t index, int64_t n) {
-  if (dtype == DType::kF32) return load_some(static_cast<const float*>(p) + index, n);
-  if (dtype == DType::kF16) return load_some(static_cast<const Float16*>(p) + index, n);
-  return load_some(static_cast<const BFloat16*>(p) + index, n);
-}
-
-// A full tile without bias and offset, the usual case, on its own: with a small K the epilogue is a
-// quarter of the work. Row by row, so that a row's vectors are stored side by side.
-template <typename Begin, typename Store>
-void for_each_plain_value(const GemmScales s, const Tile tile, const Begin& begin_columns,
-                          const Store& store_vector) {
-  constexpr int64_t kVectors = kTileColumns / kLanes;  // the scalar ISA's lanes are single
-  F32 b_scale[kVectors], static_scale[kVectors];
-  decltype(begin_columns(0, 0)) columns[kVectors];
-  for (int64_t v = 0; v < kVectors; ++v) {
-    b_scale[v] = load(s.b_scale + tile.column + v * kLanes);
-    static_scale[v] = set1(s.a_scale[0]) * b_scale[v];  // unused with one per token
-    columns[v] = begin_columns(tile.column + v * kLanes, kLanes);
-  }
-#pragma GCC unroll 4
-  for (int64_t r = 0; r < tile.rows; ++r) {
-    const int64_t row = tile.row + r;
-    for (int64_t v = 0; v < kVectors; ++v) {
-      const F32 scale =
-          s.a_scale_is_per_token ? set1(s.a_scale[row]) * b_scale[v] : static_scale[v];
-      const I32 acc = load_i32(tile.acc + r * kTileColumns + v * kLanes);
-      store_vector(row, tile.column + v * kLanes, kLanes, to_f32(acc) * scale, columns[v]);
-    }
-  }
 }
 
 // Calls store_vector(row, column, lanes, value, columns) for a tile; value without residual,
@@ -204,18 +209,13 @@ void for_each_plain_value(const GemmScales s, const Tile tile, const Begin& begi
 template <typename Begin, typename Store>
 void for_each_value(const GemmScales s, const Tile tile, const Begin& begin_columns,
                     const Store& store_vector) {
-  if (s.bias == nullptr && s.acc_offset == nullptr && tile.columns == kTileColumns) {
-    for_each_plain_value(s, tile, begin_columns, store_vector);
-    return;
-  }
   for (int64_t c = 0; c < tile.columns; c += kLanes) {
     const int64_t n = tile.columns - c < kLanes ? tile.columns - c : kLanes;
     const int64_t column = tile.column + c;
-    const F32 b_scale = load_some(s.b_scale + column, n);
+    const F32 b_scale = load_up_to(s.b_scale + column, n);
     const F32 static_scale = set1(s.a_scale[0]) * b_scale;
-    // x + -0 is x, for x = -0 too, which x + 0 is not.
-    const F32 bias = s.bias == nullptr ? set1(-0.0f) : load_some(s.bias + column, n);
-    const I32 offset = s.acc_offset == nullptr ? set1_i32(0) : load_i32(s.acc_offset + column, n);
+    const F32 bias = bias_or_none(s.bias, column, n);
+    const I32 offset = offset_or_none(s.acc_offset, column, n);
     const auto columns = begin_columns(column, n);
     for (int64_t r = 0; r < tile.rows; ++r) {
       const int64_t row = tile.row + r;
@@ -226,9 +226,24 @@ void for_each_value(const GemmScales s, const Tile tile, const Begin& begin_colu
   }
 }
 
+Output make_output(const GemmDequantizeParams& p) {
+  const bool has_columns = p.scales.acc_offset != nullptr || p.scales.bias != nullptr;
+  const bool is_added = p.residual != nullptr;
+  Output o;
+  o.is_direct = p.out_dtype == DType::kF32 && !p.scales.a_scale_is_per_token &&
+                (is_added ? p.residual_dtype == DType::kF32 : !has_columns);
+  o.finish = is_added ? Finish::kAdded : Finish::kValues;
+  o.out_bytes = sizeof(float);
+  o.out = p.out;
+  o.residual = static_cast<const float*>(p.residual);
+  o.residual_stride = p.residual_stride_row;
+  o.scales = p.scales;
+  return o;
+}
+
 template <typename T>
 Status gemm_dequantize_typed(const GemmDequantizeParams& p, const Threads& threads) {
-  for_each_tile(p.operands, threads, [&](const Tile& tile) {
+  for_each_tile(p.operands, threads, make_output(p), [&](const Tile& tile) {
     T* const out = static_cast<T*>(p.out);
     const void* const residual = p.residual;
     const DType residual_dtype = p.residual_dtype;
@@ -238,11 +253,22 @@ Status gemm_dequantize_typed(const GemmDequantizeParams& p, const Threads& threa
       if (residual != nullptr) {
         value = value + load_any_float(residual, residual_dtype, row * residual_stride + column, n);
       }
-      store_some(out + row * out_stride + column, value, n);
+      store_up_to(out + row * out_stride + column, value, n);
     };
     for_each_value(p.scales, tile, no_columns, store_value);
   });
   return Status::ok();
+}
+
+Output make_output(const GemmRequantizeParams& p) {
+  Output o;
+  o.is_direct = !p.scales.a_scale_is_per_token && p.out_zero_point == nullptr;
+  o.finish = Finish::kRounded;
+  o.out_bytes = sizeof(int8_t);
+  o.out = p.q;
+  o.scales = p.scales;
+  o.out_scale = p.out_scale;
+  return o;
 }
 
 // The rounding of a vector of output columns.
@@ -291,7 +317,11 @@ Status pack_gemm_weight(const PackGemmWeightParams& p, const Threads& threads) {
 Status gemm(const GemmParams& p, const Threads& threads) {
   const Status depth = check_depth(p.operands, nullptr);
   if (!depth.is_ok()) return depth;
-  for_each_tile(p.operands, threads, [&](const Tile& tile) {
+  Output output;
+  output.is_direct = true;
+  output.out_bytes = sizeof(int32_t);
+  output.out = p.acc;
+  for_each_tile(p.operands, threads, output, [&](const Tile& tile) {
     for (int64_t r = 0; r < tile.rows; ++r) {
       int32_t* out = p.acc + (tile.row + r) * p.operands.n + tile.column;
       for (int64_t c = 0; c < tile.columns; c += kLanes) {
@@ -314,10 +344,10 @@ Status gemm_dequantize(const GemmDequantizeParams& p, const Threads& threads) {
 Status gemm_requantize(const GemmRequantizeParams& p, const Threads& threads) {
   const Status depth = check_depth(p.operands, p.scales.acc_offset);
   if (!depth.is_ok()) return depth;
-  for_each_tile(p.operands, threads, [&](const Tile& tile) {
+  for_each_tile(p.operands, threads, make_output(p), [&](const Tile& tile) {
     const auto grid_of = [&](int64_t column, int64_t n) {
       // A tail's unused lanes divide by 0 and are not stored.
-      OutputGrid grid{set1(1.0f) / load_some(p.out_scale + column, n), set1(0.0f)};
+      OutputGrid grid{set1(1.0f) / load_up_to(p.out_scale + column, n), set1(0.0f)};
       if (p.out_zero_point != nullptr)
         grid.zero_point = to_f32(load_i32(p.out_zero_point + column, n));
       return grid;
@@ -330,7 +360,7 @@ Status gemm_requantize(const GemmRequantizeParams& p, const Threads& threads) {
       // The store rounds.
       const F32 q = is_symmetric ? clamp_symmetric(value, grid.inv_scale)
                                  : quantize_asymmetric(value, grid.inv_scale, grid.zero_point);
-      store_some(out + row * out_stride + column, q, n);
+      store_up_to(out + row * out_stride + column, q, n);
     };
     for_each_value(p.scales, tile, grid_of, store_rounded);
   });

@@ -81,6 +81,11 @@ def _table():
             )  # fmt: skip
     for k in (64, 5120):
         yield GemmCase(f"extreme-k{k}", 13, 49, k, kind="extreme", has_acc_offset=True)
+    # Whole tiles and a narrow one at the edge, without and with what is added to each column and element.
+    yield GemmCase("bare", 37, 112, 44)
+    yield GemmCase(
+        "added", 37, 112, 44, has_acc_offset=True, has_bias=True, residual_dtype=torch.float32
+    )
     yield GemmCase("views", 14, 70, 100, per_token=True, residual_dtype=torch.float16, offset=True)
     yield GemmCase("empty-m", 0, 16, 16)
     yield GemmCase("empty-n", 3, 0, 16)

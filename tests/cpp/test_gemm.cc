@@ -16,10 +16,10 @@ struct Case {
   int64_t padding;  // elements between the rows of a, weight and residual
 };
 
-constexpr Case kCases[] = {{1, 1, 1, 0},    {1, 33, 7, 0},   {2, 31, 64, 1},  {3, 32, 65, 0},
-                           {5, 64, 24, 3},  {7, 56, 768, 0}, {17, 80, 33, 5}, {64, 96, 48, 0},
-                           {0, 8, 8, 0},    {3, 0, 8, 0},    {2, 5, 0, 0},    {130, 40, 129, 0},
-                           {1, 40, 9000, 0}};
+constexpr Case kCases[] = {{1, 1, 1, 0},     {1, 33, 7, 0},   {2, 31, 64, 1},  {3, 32, 65, 0},
+                           {5, 64, 24, 3},   {7, 56, 768, 0}, {17, 80, 33, 5}, {64, 96, 48, 0},
+                           {0, 8, 8, 0},     {3, 0, 8, 0},    {2, 5, 0, 0},    {130, 40, 129, 0},
+                           {1, 40, 9000, 0}, {13, 16, 12, 0}, {25, 112, 20, 2}};
 
 int64_t span(int64_t rows, int64_t columns, int64_t padding) {
   return rows == 0 || columns == 0 ? 0 : (rows - 1) * (columns + padding) + columns;
@@ -78,10 +78,17 @@ struct Problem {
   Buffer<int32_t> expected;
 };
 
-// The optional parameters are all there or all absent.
+// Which optional parameters there are. The kernels take ways of their own for the first two.
+enum class Extras { kNone, kStatic, kAll };  // kStatic: one scale of all rows, and no zero points
+
 struct Scales {
-  Scales(const Case& c, bool full)
-      : per_token(full), a_scale(full ? c.m : 1), b_scale(c.n), bias(c.n), offset(c.n) {
+  Scales(const Case& c, Extras extras)
+      : per_token(extras == Extras::kAll),
+        has_columns(extras != Extras::kNone),
+        a_scale(per_token ? c.m : 1),
+        b_scale(c.n),
+        bias(c.n),
+        offset(c.n) {
     Random random(7);
     fill_uniform(a_scale, random, 0.01f, 0.02f);
     fill_uniform(b_scale, random, 0.001f, 0.01f);
@@ -94,18 +101,18 @@ struct Scales {
     s.a_scale_is_per_token = per_token;
     s.a_scale = a_scale.data();
     s.b_scale = b_scale.data();
-    s.acc_offset = per_token ? offset.data() : nullptr;
-    s.bias = per_token ? bias.data() : nullptr;
+    s.acc_offset = has_columns ? offset.data() : nullptr;
+    s.bias = has_columns ? bias.data() : nullptr;
     return s;
   }
 
   float value(int32_t acc, int64_t m, int64_t n) const {
-    const float centred = static_cast<float>(acc - (per_token ? offset[n] : 0));
+    const float centred = static_cast<float>(acc - (has_columns ? offset[n] : 0));
     const float scaled = centred * (a_scale[per_token ? m : 0] * b_scale[n]);
-    return per_token ? scaled + bias[n] : scaled;
+    return has_columns ? scaled + bias[n] : scaled;
   }
 
-  bool per_token;
+  bool per_token, has_columns;
   Buffer<float> a_scale, b_scale, bias;
   Buffer<int32_t> offset;
 };
@@ -119,32 +126,34 @@ void test_sums(Problem& problem, const Threads& threads) {
   CHECK(same_bytes(acc, problem.expected));
 }
 
-void test_dequantize(Problem& problem, bool full, const Threads& threads) {
+void test_dequantize(Problem& problem, Extras extras, const Threads& threads) {
+  const bool adds = extras != Extras::kNone;
   const Case& c = problem.c;
   Random random(3);
-  Scales scales(c, full);
+  Scales scales(c, extras);
   Buffer<float> residual(span(c.m, c.n, c.padding)), out(c.m * c.n);
   fill_uniform(residual, random, -2.0f, 2.0f);
   GemmDequantizeParams p;
   p.operands = problem.operands();
   p.scales = scales.params();
   p.residual_stride_row = c.n + c.padding;
-  p.residual = full ? residual.data() : nullptr;
+  p.residual = adds ? residual.data() : nullptr;
   p.out = out.data();
   CHECK(cpu::gemm_dequantize(p, threads).is_ok());
   for (int64_t m = 0; m < c.m; ++m) {
     for (int64_t n = 0; n < c.n; ++n) {
       float value = scales.value(problem.expected[m * c.n + n], m, n);
-      if (full) value += residual[m * p.residual_stride_row + n];
+      if (adds) value += residual[m * p.residual_stride_row + n];
       if (!CHECK(out[m * c.n + n] == value)) return;
     }
   }
 }
 
-void test_requantize(Problem& problem, bool full, const Threads& threads) {
+void test_requantize(Problem& problem, Extras extras, const Threads& threads) {
+  const bool is_asymmetric = extras == Extras::kAll;
   const Case& c = problem.c;
   Random random(4);
-  Scales scales(c, full);
+  Scales scales(c, extras);
   Buffer<float> out_scale(c.n);
   Buffer<int32_t> zero_point(c.n);
   Buffer<int8_t> q(c.m * c.n);
@@ -154,14 +163,14 @@ void test_requantize(Problem& problem, bool full, const Threads& threads) {
   p.operands = problem.operands();
   p.scales = scales.params();
   p.out_scale = out_scale.data();
-  p.out_zero_point = full ? zero_point.data() : nullptr;
+  p.out_zero_point = is_asymmetric ? zero_point.data() : nullptr;
   p.q = q.data();
   CHECK(cpu::gemm_requantize(p, threads).is_ok());
   for (int64_t m = 0; m < c.m; ++m) {
     for (int64_t n = 0; n < c.n; ++n) {
       const float value = scales.value(problem.expected[m * c.n + n], m, n);
       if (!CHECK(q[m * c.n + n] ==
-                 round_to_int8(value, out_scale[n], full ? &zero_point[n] : nullptr))) {
+                 round_to_int8(value, out_scale[n], is_asymmetric ? &zero_point[n] : nullptr))) {
         return;
       }
     }
@@ -173,9 +182,9 @@ void test_gemm() {
     for (const Threads& threads : {serial(), threaded(3)}) {
       Problem problem(c, threads);
       test_sums(problem, threads);
-      for (const bool full : {false, true}) {
-        test_dequantize(problem, full, threads);
-        test_requantize(problem, full, threads);
+      for (const Extras extras : {Extras::kNone, Extras::kStatic, Extras::kAll}) {
+        test_dequantize(problem, extras, threads);
+        test_requantize(problem, extras, threads);
       }
     }
   }

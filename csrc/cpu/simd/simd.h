@@ -51,6 +51,9 @@
 #include "cpu/simd/scalar.h"
 #endif
 
+// Of functions and lambdas that take accumulators by reference: a call would send them through memory.
+#define MBQ_INLINE __attribute__((always_inline))
+
 namespace mambaquant::cpu::MBQ_ISA {
 namespace {
 
@@ -71,6 +74,22 @@ inline void store_up_to(T* p, V x, int64_t n) {
     store(p, x);
   } else {
     store(p, x, n);
+  }
+}
+
+// A number that is a type, to index arrays of accumulators by.
+template <int64_t kIndex>
+struct Index {
+  constexpr operator int64_t() const { return kIndex; }
+};
+
+// f(Index<0>()), f(Index<1>()), ... written out. A loop that the compiler unrolls late, or not, keeps arrays
+// of vectors in memory.
+template <int64_t kCount, int64_t kBegin = 0, typename F>
+MBQ_INLINE inline void unrolled(const F& f) {
+  if constexpr (kBegin < kCount) {
+    f(Index<kBegin>());
+    unrolled<kCount, kBegin + 1>(f);
   }
 }
 

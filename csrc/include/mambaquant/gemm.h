@@ -23,12 +23,12 @@ inline constexpr int64_t kCudaGemmLayout = 16;
 // kMaxKWithOffset < 2^31.
 inline constexpr int64_t kMaxKWithOffset = kMaxK / 2;
 
-// What the CPU kernels pad K to within the packed weight and in repacked activations.
+// What the CPU kernels pad K to within the packed weight and in copied activations.
 inline constexpr int64_t kGemmCpuDepthMultiple = 4;
 
-// Repacked activations that a thread holds at a time (half of a 2 MB L2), and what it takes from
-// the stack without asking for a workspace.
-inline constexpr int64_t kGemmBlockBytes = 1024 * 1024;
+// Activations that a thread reads again and again, panel after panel (a quarter of a 1 MB L2), and
+// what it takes from the stack without asking for a workspace.
+inline constexpr int64_t kGemmBlockBytes = 256 * 1024;
 inline constexpr int64_t kGemmStackBytes = 16384;
 
 struct PackGemmWeightParams {
@@ -85,13 +85,12 @@ constexpr int64_t packed_gemm_weight_bytes(int64_t n, int64_t k) {
   return round_up(n, kGemmColumnMultiple) * round_up(k, kGemmDepthMultiple);
 }
 
-// Each thread repacks a block of rows at a time: kGemmBlockBytes of them, give or take two tiles,
-// as int16 at most, behind one int32 a row. 0 where that fits the stack.
+// A thread may have to copy a block of rows at a time: kGemmBlockBytes of them, give or take two tiles,
+// as int16 at most. 0 where that fits the stack.
 constexpr int64_t gemm_scratch_bytes(int64_t m, int64_t k) {
   const int64_t row_bytes = round_up(k, kGemmCpuDepthMultiple) * 2;
   const int64_t limit = kGemmBlockBytes * 2 / (row_bytes + 1) + 24;
-  const int64_t rows = m < limit ? m : limit;
-  return round_up(rows * 4, 64) + round_up(rows * row_bytes, 64);
+  return round_up((m < limit ? m : limit) * row_bytes, 64);
 }
 constexpr int64_t gemm_workspace_bytes(int64_t m, int64_t k, int64_t num_threads) {
   const int64_t scratch = gemm_scratch_bytes(m, k);
