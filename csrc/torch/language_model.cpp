@@ -77,7 +77,7 @@ class LanguageModelHolder : public torch::CustomClassHolder {
   // mambaquant/language_model.h. layout: of the packed weights. The tensors must not change afterwards.
   LanguageModelHolder(const Sizes& sizes, int64_t layout, double norm_eps, bool rotates_out,
                       bool rotates_state, Tensors tensors)
-      : tensors_(std::move(tensors)), layout_(layout), one_(at::ones({1})) {
+      : tensors_(std::move(tensors)), layout_(layout), one_(at::ones({1}, at::kFloat)) {
     model_.hidden = size_of(sizes, "hidden");
     model_.dim = size_of(sizes, "dim");
     model_.dstate = size_of(sizes, "dstate");

@@ -88,9 +88,9 @@ class SamplerHolder : public torch::CustomClassHolder {
   void allocate() {
     p_.padded_vocab = (p_.vocab + kWidestVector - 1) / kWidestVector * kWidestVector;
     const std::vector<int64_t> shape = {p_.batch, p_.padded_vocab};
-    scores_ = at::empty(shape);
-    kept_ = at::empty(shape);
-    spare_ = at::empty(shape);
+    scores_ = at::empty(shape, at::kFloat);
+    kept_ = at::empty(shape, at::kFloat);
+    spare_ = at::empty(shape, at::kFloat);
     kept_ids_ = at::empty(shape, at::kInt);
     random_.resize(static_cast<size_t>(p_.batch));
     p_.scores = scores_.mutable_data_ptr<float>();

@@ -407,3 +407,14 @@ def test_native_options_that_do_not_fit(changes, says):
     }
     with pytest.raises(ValueError, match=says):
         torch.classes.mambaquant.Sampler(*{**options, **changes}.values())
+
+
+def test_the_default_dtype_and_device_are_not_asked():
+    logits = torch.tensor([[0.0, 3.0, 1.0]])
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            fresh = sampler(1, 3, temperature=1.0, top_k=1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert drawn(fresh, logits) == [1]

@@ -8,11 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mambaquant_ext
 from mambaquant_ext import Fidelity, LanguageRunner, quantize_, recipe
 from stages import hf_models
-from stages.hf_models import VOCAB, logits, tiny_model, tokens
+from stages.hf_models import VOCAB, logits, new_cache, tiny_model, tokens
 from stages.test_mamba_ssm import quantized_pair
 from stages.test_model import PRESETS, quantized
 from tolerances import assert_equal, sqnr_db
@@ -140,6 +142,102 @@ def test_mamba_ssm_blocks():
     assert sqnr_db(got, model(ids).logits[:, -1]) > 60
 
 
+# What else is going on around a call
+
+
+def traced_by_jit(block, x):
+    return torch.jit.trace(block, (x,), check_trace=False)(x + 1)
+
+
+def on_a_batch(block, x):
+    return torch.vmap(block)((x + 1)[None])[0]
+
+
+@pytest.mark.parametrize("seen", [traced_by_jit, on_a_batch])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_and_a_batch_are_of_operators(seen):
+    block = copy.deepcopy(quantized().backbone.layers[0])
+    x = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(0))
+    assert_equal(seen(block, x), block(x + 1))
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down which operators are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_records_operators_sees_a_blocks():
+    block, x = quantized().backbone.layers[0], torch.randn(2, 5, 48)
+    with Recorder() as recorder:
+        got = block(x)
+    assert "mambaquant::selective_scan" in recorder.names
+    assert_equal(got, block(x))
+
+
+def test_shapes_are_known_without_a_call():
+    block = copy.deepcopy(quantized().backbone.layers[0])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert block(torch.empty(2, 5, 48)).shape == (2, 5, 48)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 48), (2, 0, 48)])
+def test_no_token_gives_no_token(shape):
+    model = quantized()
+    assert model.backbone.layers[0](torch.empty(shape)).shape == shape
+    cached = new_cache(model)
+    model.backbone.layers[0](torch.randn(2, 3, 48), cached)
+    before = cached.layers[0].recurrent_states[0].clone()
+    if shape[0] == 2:
+        model.backbone.layers[0](torch.empty(shape), cached)
+        assert_equal(cached.layers[0].recurrent_states[0], before)
+
+
+@pytest.mark.parametrize("variant", ["w8a8", "float head"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_the_default_dtype_is_not_asked(variant, dtype):
+    model, ids = copy.deepcopy(quantized(**VARIANTS[variant])), tokens(2, 9)
+    runner = LanguageRunner(model)
+    expected, whole = runner.forward(ids, runner.new_state(2)), logits(model, ids)
+    torch.set_default_dtype(dtype)
+    try:
+        model = copy.deepcopy(model)
+        runner = LanguageRunner(model)
+        assert_equal(runner.forward(ids, runner.new_state(2)), expected)
+        assert_equal(logits(model, ids), whole)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("variant", ["w8a8", "float head"])
+def test_the_default_device_is_not_asked(variant):
+    model, ids = quantized(**VARIANTS[variant]), tokens(2, 9)
+    runner = LanguageRunner(model)
+    expected, whole = runner.forward(ids, runner.new_state(2)), model.backbone(ids)[0]
+    with torch.device("meta"):
+        got = runner.forward(ids, runner.new_state(2))
+        stream = model.backbone(ids, use_cache=False)[0]
+    assert_equal(got, expected)
+    assert_equal(stream, whole)
+
+
+@pytest.mark.parametrize("variant", ["w8a8", "float head"])
+def test_inference_mode_may_end_between_calls(variant):
+    runner, ids = LanguageRunner(quantized(**VARIANTS[variant])), tokens(2, 9)
+    with torch.inference_mode():
+        state = runner.new_state(2)
+        first = runner.forward(ids, state)
+    expected = first.clone()
+    state.reset()
+    assert_equal(runner.forward(ids, state, first), expected)
+
+
 # States
 
 
@@ -245,6 +343,16 @@ def test_states_and_outputs_are_checked():
         runner.forward(ids, runner.new_state(), torch.empty(1, VOCAB + 1))
     with pytest.raises(TypeError, match="logits of dtype Float"):
         runner.forward(ids, runner.new_state(), torch.empty(1, VOCAB, dtype=torch.float64))
+
+
+def test_an_output_is_checked_before_a_float_head_too():
+    runner, ids = LanguageRunner(quantized(quantize_head=False)), tokens(1, 4)
+    state = runner.new_state()
+    with pytest.raises(ValueError, match=r"out of shape \(batch, vocab\) = \(1, 61\), got \(3, 61\)"):
+        runner.forward(ids, state, torch.empty(3, VOCAB))
+    with pytest.raises(TypeError, match="out of dtype float32, got torch.float64"):
+        runner.forward(ids, state, torch.empty(1, VOCAB, dtype=torch.float64))
+    assert_states_equal(state, runner.new_state())
 
 
 def test_another_instruction_set_is_refused():

@@ -66,7 +66,7 @@ class TokenStream(Generic[State]):
         self._sampler.observe(prompts)
         self._sequences = [_Sequence(p, options, tokenizer) for p in prompts.tolist()]
         self._unread, self._prompt_tokens = prompts, prompts.numel()
-        self._tokens = torch.empty(len(prompts), 1, dtype=torch.int64)
+        self._tokens = prompts.new_empty(len(prompts), 1)
         self._logits: Tensor | None = None
         self._step_seconds: list[float] = []
 
@@ -151,7 +151,7 @@ def _as_batch(ids: Any) -> Tensor:
         lengths = {len(row) for row in rows}
         if len(lengths) > 1:
             raise ValueError(f"ids: expected prompts of one length, got {sorted(lengths)} tokens")
-        prompts = torch.tensor([list(row) for row in rows], dtype=torch.int64)
+        prompts = torch.tensor([list(row) for row in rows], dtype=torch.int64, device="cpu")
     if prompts.dim() != 2 or prompts.numel() == 0:
         raise ValueError(
             f"ids: expected (batch, seqlen) with at least one token each, got shape {tuple(prompts.shape)}"

@@ -207,8 +207,9 @@ class IntegerMixer:
         """The same bits from one call; a given state changes in place."""
         if state is None:
             conv, ssm = self.state_shapes(hidden_states.shape[0])
-            state = MixerState(torch.zeros(conv, dtype=torch.int8), torch.zeros(ssm))
-        out = torch.empty(hidden_states.shape)
+            new_zeros = hidden_states.new_zeros
+            state = MixerState(new_zeros(conv, dtype=torch.int8), new_zeros(ssm))
+        out = hidden_states.new_empty(hidden_states.shape)
         native.forward(hidden_states.contiguous(), state.conv[None], state.ssm[None], out)
         return out, state
 

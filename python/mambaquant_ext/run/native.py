@@ -60,13 +60,13 @@ class NativeBlocks:
         self._native: Any = None
 
     def can_run(self, source: Tensor) -> bool:
-        """Whether the native call may take a tensor now: on the CPU's kernels, outside of a trace.
+        """Whether the native call may take a tensor now: on the CPU's kernels, not empty, and seen by nobody else.
 
         Args:
             source: the input.
         """
         is_packed_for_cpu = self.mixers[0].in_proj.layout != CUDA_LAYOUT
-        return source.is_cpu and is_packed_for_cpu and not torch.compiler.is_compiling()
+        return source.is_cpu and is_packed_for_cpu and source.numel() > 0 and _is_plain(source)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the native object."""
@@ -138,6 +138,20 @@ class NativeBlocks:
         for index, mixer in enumerate(self.mixers):
             found |= {f"blocks.{index}.{name}": t for name, t in _block_tensors(mixer).items()}
         return found
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a call may read the tensor's memory: nothing records, batches or imitates operators.
+
+    What does would miss the native call, which is no operator, and take its result for a constant.
+    """
+    is_watched = (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+    return type(tensor) in (Tensor, torch.nn.Parameter) and not is_watched
 
 
 def _weight(name: str, weight: GemmWeight) -> dict[str, Tensor | None]:

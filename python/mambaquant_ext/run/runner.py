@@ -33,6 +33,7 @@ class RunnerState:
         """How many sequences."""
         return self.conv.shape[1]
 
+    @torch.inference_mode()  # whose tensors may be changed nowhere else
     def reset(self) -> None:
         """Back to the start of a sequence, in place."""
         self.conv.zero_()
@@ -86,8 +87,8 @@ class LanguageRunner:
             raise ValueError(f"LanguageRunner: expected a batch of at least 1, got {batch}")
         (blocks, *conv), (_, *ssm) = self._state_shapes
         return RunnerState(
-            torch.zeros(blocks, batch, *conv, dtype=torch.int8),
-            torch.zeros(blocks, batch, *ssm),
+            torch.zeros(blocks, batch, *conv, dtype=torch.int8, device="cpu"),
+            torch.zeros(blocks, batch, *ssm, dtype=torch.float32, device="cpu"),
         )
 
     def forward(self, ids: Tensor, state: RunnerState, out: Tensor | None = None) -> Tensor:
@@ -109,15 +110,22 @@ class LanguageRunner:
         """
         if ids.dtype != torch.int64:
             raise TypeError(f"LanguageRunner: expected ids of dtype torch.int64, got {ids.dtype}")
-        if not self.has_int8_head:
-            last = torch.empty(ids.shape[0], self.hidden)
-            self.blocks.forward(ids, state.conv, state.ssm, last=last)
-            logits: Tensor = self._head(self._norm(last))
-            return logits if out is None else out.copy_(logits)
+        shape = (*ids.shape[:1], self.vocab_size)
         if out is None:
-            out = torch.empty(ids.shape[0], self.vocab_size)
-        self.blocks.forward(ids, state.conv, state.ssm, logits=out)
-        return out
+            out = ids.new_empty(shape, dtype=torch.float32)
+        if self.has_int8_head:
+            self.blocks.forward(ids, state.conv, state.ssm, logits=out)
+            return out
+        if out.shape != shape:
+            raise ValueError(
+                f"LanguageRunner: expected out of shape (batch, vocab) = {shape}, got {tuple(out.shape)}"
+            )
+        if out.dtype != torch.float32:
+            raise TypeError(f"LanguageRunner: expected out of dtype float32, got {out.dtype}")
+        last = ids.new_empty((*ids.shape[:1], self.hidden), dtype=torch.float32)
+        self.blocks.forward(ids, state.conv, state.ssm, last=last)
+        with torch.inference_mode():
+            return out.copy_(self._head(self._norm(last)))
 
 
 class _Parts:
