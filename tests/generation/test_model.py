@@ -93,3 +93,12 @@ def test_going_on_from_a_state_reads_the_same_text(int8_model, tokenizer):
     second = generate(runner, going_on, options, tokenizer, state=state)
     whole = torch.cat([torch.tensor([ids + list(first.sequences[0].ids)]), addition], 1)
     assert second.sequences == generate(runner, whole, options, tokenizer).sequences
+
+
+def test_the_float_model_goes_on_from_a_state_with_several_tokens(float_model, tokenizer):
+    ids = torch.tensor([tokenizer.encode(" ".join(PROMPTS)).ids])
+    runner = ModuleRunner(float_model)
+    expected = runner.forward(ids, runner.new_state())
+    state = runner.new_state()
+    runner.forward(ids[:, :5], state)
+    torch.testing.assert_close(runner.forward(ids[:, 5:], state), expected, rtol=1e-4, atol=1e-4)

@@ -9,7 +9,7 @@ import mambaquant_ext
 from mambaquant_ext import GenerationOptions
 from mambaquant_ext.generation import Sampler
 from reference import sampling as reference
-from tolerances import PROBABILITY_ERROR, WEIGHT_ROUNDING
+from tolerances import PROBABILITY_ERROR, WEIGHT_ROUNDING, assert_equal
 
 INF = float("inf")
 # One below, at and above the vectors and groups of each instruction set, and a real vocabulary.
@@ -418,3 +418,10 @@ def test_the_default_dtype_and_device_are_not_asked():
     finally:
         torch.set_default_dtype(torch.float32)
     assert drawn(fresh, logits) == [1]
+
+
+def test_any_number_of_likeliest_tokens_above_the_vocabulary_is_all():
+    logits = torch.tensor([[0.0, 3.0, 1.0]])
+    expected = sampler(1, 3, temperature=1.0).probabilities(logits)
+    for top_k in (3, 4, 2**63, 10**30):
+        assert_equal(sampler(1, 3, temperature=1.0, top_k=top_k).probabilities(logits), expected)

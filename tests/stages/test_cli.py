@@ -355,6 +355,7 @@ def test_bad_arguments_exit_with_2(command, work, tmp_path):
         ((*evaluate, "--float", tmp_path / "nowhere"), ["nowhere"]),
         (("generate", work / "int8"), ["--prompt"]),
         (("generate", work / "int8", "--prompt", ""), ["at least one token"]),
+        (("generate", work / "int8", "--prompt", "K\udce4se"), ["prompt", "UTF-8"]),
         (("generate", work / "int8", "--prompt", "x", "--tokens", "0"), ["--tokens"]),
         (("generate", work / "int8", "--prompt", "x", "--temperature", "-1"), ["--temperature"]),
         (("generate", work / "int8", "--prompt", "x", "--top-p", "0"), ["top_p", "above 0"]),
@@ -390,6 +391,8 @@ def test_a_prompt_that_is_no_text_exits_with_1(command, work, monkeypatch):
     fails(command, 1, *options, work / "latin1.txt", says=["latin1.txt", "UTF-8"])
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"K\xe4se")))
     fails(command, 1, *options, "-", says=["stdin", "UTF-8"])
+    monkeypatch.setattr("sys.stdin", None)  # as Python has it where the process has none
+    fails(command, 1, *options, "-", says=["stdin", "closed"])
 
 
 def test_too_little_calibration_text_exits_with_1(command, work, tmp_path):

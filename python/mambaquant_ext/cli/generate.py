@@ -31,6 +31,8 @@ def _prompt_text(prompt: str | None, file: Path | None) -> str:
     if (prompt is None) == (file is None):
         raise typer.BadParameter("expected one of --prompt and --prompt-file")
     if prompt is not None:
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise typer.BadParameter("prompt: expected UTF-8 text")
         return prompt
     assert file is not None
     if file == STDIN:

@@ -135,8 +135,10 @@ def read_stdin() -> str:
     """All of stdin as a UTF-8 text, newlines as they are.
 
     Raises:
-        ValueError: not UTF-8.
+        ValueError: not UTF-8, or closed.
     """
+    if sys.stdin is None:
+        raise ValueError("stdin: expected a text, it is closed")
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:

@@ -48,7 +48,9 @@ class ModuleRunner:
         Returns:
             (batch, vocab), float32, of the last token.
         """
-        result = self._model(ids, cache_params=state.cache, use_cache=True, logits_to_keep=1)
-        state.cache = result.cache_params
+        # Of several tokens behind others, transformers' float model forgets what its convolutions have read.
+        for part in [ids] if state.cache is None else ids.split(1, 1):
+            result = self._model(part, cache_params=state.cache, use_cache=True, logits_to_keep=1)
+            state.cache = result.cache_params
         logits: Tensor = result.logits[:, -1].float()
         return logits

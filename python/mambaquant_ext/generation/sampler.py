@@ -30,7 +30,7 @@ class Sampler:
             batch,
             vocab_size,
             options.temperature,
-            options.top_k,
+            min(options.top_k, vocab_size),
             options.top_p,
             options.repetition_penalty,
             options.seed,
