@@ -348,9 +348,11 @@ def test_states_and_outputs_are_checked():
 def test_an_output_is_checked_before_a_float_head_too():
     runner, ids = LanguageRunner(quantized(quantize_head=False)), tokens(1, 4)
     state = runner.new_state()
-    with pytest.raises(ValueError, match=r"out of shape \(batch, vocab\) = \(1, 61\), got \(3, 61\)"):
+    with pytest.raises(
+        ValueError, match=r"out of shape \(batch, vocab\) = \(1, 61\), got \(3, 61\)"
+    ):
         runner.forward(ids, state, torch.empty(3, VOCAB))
-    with pytest.raises(TypeError, match="out of dtype float32, got torch.float64"):
+    with pytest.raises(TypeError, match=r"out of dtype float32, got torch\.float64"):
         runner.forward(ids, state, torch.empty(1, VOCAB, dtype=torch.float64))
     assert_states_equal(state, runner.new_state())
 

@@ -147,7 +147,7 @@ def _is_plain(tensor: Tensor) -> bool:
     """
     is_watched = (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch._C._is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )
