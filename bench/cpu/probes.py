@@ -12,7 +12,7 @@ from bench.shapes import LanguageShape
 
 READ, REREAD, INT8, SCAN = "read", "reread", "int8", "scan"
 SCAN_READOUT = "rotated int8"  # of the recipe w8a8
-SAMPLE_S = 0.02  # of each probe in a round
+SAMPLE_S = 0.05  # of each probe in a round
 
 Probe = Callable[[], float]
 
@@ -20,8 +20,9 @@ Probe = Callable[[], float]
 class Probes:
     """Calls in this process, on the threads that torch has.
 
-    A roof that is measured too low makes shares above 1: of several ways to use the machine the quickest counts, and of
-    each the quickest call of the round.
+    Of several ways to use the machine the quickest counts. A sample is the mean of some calls, as an engine's is, so
+    that what disturbs the machine disturbs both sides of a share: a roof from quickest calls against a mean would
+    tell how noisy the machine is.
     """
 
     def __init__(self, decoded_bytes: int) -> None:
@@ -33,7 +34,7 @@ class Probes:
         self._reads = {READ: memory_readers()}
         if decoded_bytes:
             self._reads[REREAD] = memory_readers(decoded_bytes)
-        self._gemm = _quickest_call(int8_gemm(), 2 * GEMM_SIZE**3)
+        self._gemm = _mean_of_calls(int8_gemm(), 2 * GEMM_SIZE**3)
 
     def calls(self, figure: Figure, shape: LanguageShape) -> dict[str, Probe]:
         """The probes that a figure's share is made from, warmed up.
@@ -51,14 +52,14 @@ class Probes:
         if figure.op == "decode":
             return {
                 name: _quickest(
-                    [_quickest_call(reader.run, reader.size_bytes) for reader in readers]
+                    [_mean_of_calls(reader.run, reader.size_bytes) for reader in readers]
                 )
                 for name, readers in self._reads.items()
             }
         if figure.tokens < RATED_TOKENS:
             return {}
         scans = [
-            _quickest_call(_scan(shape, length), length / figure.tokens)
+            _mean_of_calls(_scan(shape, length), length / figure.tokens)
             for length in {RATED_TOKENS, figure.tokens}
         ]
         return {INT8: self._gemm, SCAN: _quickest(scans)}
@@ -73,8 +74,8 @@ def _quickest(probes: Sequence[Probe]) -> Probe:
     return lambda: min(probe() for probe in probes)
 
 
-def _quickest_call(run: Callable[[], object], per: float) -> Probe:
-    """A sample of the seconds per so many parts of run."""
+def _mean_of_calls(run: Callable[[], object], per: float) -> Probe:
+    """The seconds per so many parts of run, over SAMPLE_S."""
     run()
     calls = max(1, round(SAMPLE_S / seconds_of(run, 1)))
-    return lambda: min(seconds_of(run, 1) for _ in range(calls)) / per
+    return lambda: seconds_of(run, calls) / per

@@ -22,6 +22,7 @@ class OurEngine:
         """A runner on the threads that are set."""
         self._runner = runner
         self._states: dict[int, RunnerState] = {}
+        self._logits: dict[int, Tensor] = {}
         self.settings = f"LanguageRunner, {current_isa()}"
 
     def prompts(self, batch: int, tokens: int) -> Tensor:
@@ -43,9 +44,11 @@ class OurEngine:
         return self.prompts(batch, 1), state
 
     def step(self, sequences: tuple[Tensor, RunnerState]) -> Tensor:
-        """Logits of one more token; the state goes on."""
+        """Logits of one more token, written over those before as a generation does; the state goes on."""
         ids, state = sequences
-        return self._runner.forward(ids, state)
+        if len(ids) not in self._logits:
+            self._logits[len(ids)] = torch.empty(len(ids), self._runner.vocab_size)
+        return self._runner.forward(ids, state, self._logits[len(ids)])
 
     def decoded_bytes(self) -> int:
         """What a token reads of the model: every packed weight, scale and constant, and one row of the embedding."""

@@ -52,12 +52,17 @@ def test_a_short_prompt_has_no_probe(clocked):
     assert Probes(0).calls(figure("prefill", 1), TINY) == {}
 
 
-def test_the_quickest_call_of_a_round_counts(monkeypatch):
-    times = iter([0.0, 0.005, 3.0, 1.0, 2.0, 4.0])
-    monkeypatch.setattr(probes, "seconds_of", lambda _run, _calls: next(times))
-    next(times)
-    sample = probes._quickest_call(lambda: None, 2)
-    assert sample() == 0.5
+def test_a_sample_is_the_mean_of_as_many_calls_as_fill_it(monkeypatch):
+    asked = []
+
+    def seconds_of(_run, calls):
+        asked.append(calls)
+        return 0.005
+
+    monkeypatch.setattr(probes, "seconds_of", seconds_of)
+    sample = probes._mean_of_calls(lambda: None, 2)
+    assert sample() == 0.0025
+    assert asked == [1, 10]
 
 
 def test_every_reader_reads_all_of_it():
