@@ -306,6 +306,9 @@ def test_models_that_it_cannot_run():
     model.backbone.layers[1] = torch.nn.Identity()
     with pytest.raises(ValueError, match="block 1 to be a QuantMambaBlock, got Identity"):
         LanguageRunner(model)
+    model = operators(quantized())
+    with pytest.raises(ValueError, match="got another structure in block 0"):
+        LanguageRunner(model)
 
 
 @pytest.mark.parametrize(

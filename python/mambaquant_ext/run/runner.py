@@ -12,7 +12,7 @@ from mambaquant_ext.model.hf import embedding_name
 from mambaquant_ext.run.block import QuantMambaBlock
 from mambaquant_ext.run.mixers import IntegerMixer
 from mambaquant_ext.run.modules import FinalNorm, QuantEmbedding, QuantLinear
-from mambaquant_ext.run.native import NativeBlocks, fits
+from mambaquant_ext.run.native import NativeBlocks
 from mambaquant_ext.run.swap import QuantMambaSsmBlock
 
 
@@ -145,11 +145,11 @@ class _Parts:
         self.head = _expect(getattr(model, "lm_head", None), QuantLinear, "lm_head")
         self.mixers = [_mixer(layer, index) for index, layer in enumerate(layers)]
         self.layout = self.mixers[0].layout
-        if not fits(self.layout):
-            raise ValueError(
-                "LanguageRunner: expected blocks of a language model, got blocks of another structure"
-            )
         for index, mixer in enumerate(self.mixers):
+            if mixer.native is None:
+                raise ValueError(
+                    f"LanguageRunner: expected blocks of a language model, got another structure in block {index}"
+                )
             if mixer.layout != self.layout:
                 raise ValueError(
                     f"LanguageRunner: expected blocks of one layout, got another in block {index}"
