@@ -142,7 +142,7 @@ def ulps(actual, expected):
 
 
 def test_the_step_size_is_precise_to_the_last_bits(ops):
-    if ops.name == "cuda":
+    if ops.name.startswith("cuda"):
         pytest.skip("has its own arithmetic")
     dt = torch.cat([torch.linspace(-80, 80, 40001), torch.linspace(-4, 4, 40001)])
     zeros = torch.zeros_like(dt)
@@ -153,7 +153,7 @@ def test_the_step_size_is_precise_to_the_last_bits(ops):
 
 def test_a_decay_is_precise_to_the_last_bits(ops):
     """softplus(32) is 32 in float32, and from a state of 1 without an input the decay is what is left."""
-    if ops.name == "cuda":
+    if ops.name.startswith("cuda"):
         pytest.skip("has its own arithmetic")
     A = -torch.cat([torch.linspace(0, 2.6, 40001), torch.linspace(0, 0.05, 40001)])
     decay = state_of_one_token(ops, torch.full_like(A, 32.0), 0, A, torch.ones_like(A))
