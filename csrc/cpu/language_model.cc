@@ -66,8 +66,8 @@ struct Activations {
     dtBC = arena->take<int8_t>(rows * (m.dt_rank + 2 * m.dstate));
     dt = arena->take<float>(rows * m.dim);
     conv_state = arena->take<int8_t>(cut.sequences * (m.width - 1) * m.dim);
-    gemm_bytes = gemm_workspace_bytes(larger(rows, batch), larger(m.hidden, m.dim), num_threads);
-    gemm = arena->take<int8_t>(gemm_bytes);
+    gemm = arena->take<int8_t>(
+        gemm_workspace_bytes(larger(rows, batch), larger(m.hidden, m.dim), num_threads));
   }
 
   float *stream, *last;
@@ -75,7 +75,6 @@ struct Activations {
   int8_t *q, *xz, *x, *dtBC;
   float* dt;
   int8_t *conv_state, *gemm;
-  int64_t gemm_bytes;
 };
 
 // The kernels of one call, on one team.

@@ -209,12 +209,15 @@ def packed_images(folder: str | Path) -> dict[str, str]:
     checksum = tensors_checksum(read_metadata(folder), folder)
     states = {}
     for isa in images_in(folder):
-        states[isa] = "for an instruction set that this build lacks"
-        if isa in built_isas():
-            image = open_image(folder, gemm_packing(isa), checksum)
-            states[isa] = "ready" if image is not None else "of another version of the kernels"
-            if image is not None:
-                image.check_sha256()
+        if isa not in built_isas():
+            states[isa] = "for an instruction set that this build lacks"
+            continue
+        image = open_image(folder, gemm_packing(isa), checksum)
+        if image is None:
+            states[isa] = "of another version of the kernels"
+            continue
+        image.check_sha256()
+        states[isa] = "ready"
     return states
 
 

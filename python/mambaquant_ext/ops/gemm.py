@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mambaquant_ext._load import current_isa
+from mambaquant_ext._load import gemm_packing
 
-# Layout ids are the numbers of the instruction sets (csrc/cpu/isa.h), or kCudaGemmLayout (mambaquant/gemm.h).
-_ISA_NAMES = ("scalar", "avx2", "avx512_vnni")
-CUDA_LAYOUT = 16
+CUDA_LAYOUT = 16  # kCudaGemmLayout (mambaquant/gemm.h); below are those of the instruction sets
 
 
 def pack_gemm_weight(weight: Tensor) -> tuple[Tensor, int]:
@@ -147,7 +145,7 @@ def _(weight: Tensor) -> tuple[Tensor, int]:
     n, k = weight.shape
     packed = weight.new_empty([(n + 31) // 32 * 32 * ((k + 15) // 16 * 16)])
     is_cuda = weight.device.type == "cuda"
-    return packed, CUDA_LAYOUT if is_cuda else _ISA_NAMES.index(current_isa())
+    return packed, CUDA_LAYOUT if is_cuda else gemm_packing().layout
 
 
 @torch.library.register_fake("mambaquant::gemm")

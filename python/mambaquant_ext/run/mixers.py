@@ -167,9 +167,7 @@ class IntegerMixer:
         ]
         self.branches = [_Branch(packed, b, i, made) for i, b in enumerate(layout.branches)]
         self.heads = _heads(layout)
-        # is_fused: the native call's norm is the kernel's, which knows no bias of an RMSNorm.
-        is_native = fits(layout) and self.entry.is_fused
-        self.native = NativeBlocks([self]) if is_native else None
+        self.native = NativeBlocks([self]) if fits(self.entry) else None
 
     def state_shapes(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Of MixerState.conv and .ssm."""

@@ -8,30 +8,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mambaquant_ext.artifacts import BlockLayout, NormKind, Skip
+from mambaquant_ext.artifacts import NormKind, Skip
 from mambaquant_ext.ops.gemm import CUDA_LAYOUT
+from mambaquant_ext.run.ends import BlockEntry
 from mambaquant_ext.run.modules import FinalNorm, GemmWeight, QuantEmbedding, QuantLinear
 
 if TYPE_CHECKING:
     from mambaquant_ext.run.mixers import IntegerMixer
 
 
-def fits(layout: BlockLayout) -> bool:
+def fits(entry: BlockEntry) -> bool:
     """Whether the native call knows blocks of this structure: those of a language model.
 
     RMSNorm without a bias, one causal convolution, one forward route, a gate, a residual skip.
 
     Args:
-        layout: of the block.
+        entry: of the block, which knows whether one kernel is all that stands before in_proj.
     """
+    layout = entry.layout
     return (
-        layout.norm is NormKind.RMS
+        entry.is_fused
+        and layout.norm is NormKind.RMS
         and layout.has_gate
         and layout.is_sequential
         and layout.skip is Skip.RESIDUAL
         and layout.out_norm is None
         and layout.excite_dim is None
-        and not layout.has_in_rotation
     )
 
 

@@ -63,16 +63,10 @@ class LanguageRunner:
             ValueError: another kind of model; the message names the first part that does not fit.
         """
         parts = _Parts(model)
-        layout, mixers = parts.layout, parts.mixers
-        branch = layout.branches[0]
         self.vocab_size, self.hidden = parts.embedding.weight.shape
-        self._state_shapes = (
-            (len(mixers), layout.convs[0].kernel[0] - 1, layout.dim),
-            (len(mixers), branch.dstate, layout.dim),
-        )
         self._norm, self._head = parts.norm, parts.head
         self.has_int8_head = parts.head.packed is not None
-        self.blocks = NativeBlocks(mixers, parts.embedding, parts.norm, parts.head)
+        self.blocks = NativeBlocks(parts.mixers, parts.embedding, parts.norm, parts.head)
 
     def new_state(self, batch: int = 1) -> RunnerState:
         """The state at the start of a sequence.
@@ -85,10 +79,11 @@ class LanguageRunner:
         """
         if batch < 1:
             raise ValueError(f"LanguageRunner: expected a batch of at least 1, got {batch}")
-        (blocks, *conv), (_, *ssm) = self._state_shapes
+        mixers = self.blocks.mixers
+        conv, ssm = mixers[0].state_shapes(batch)
         return RunnerState(
-            torch.zeros(blocks, batch, *conv, dtype=torch.int8, device="cpu"),
-            torch.zeros(blocks, batch, *ssm, dtype=torch.float32, device="cpu"),
+            torch.zeros(len(mixers), *conv, dtype=torch.int8, device="cpu"),
+            torch.zeros(len(mixers), *ssm, dtype=torch.float32, device="cpu"),
         )
 
     def forward(self, ids: Tensor, state: RunnerState, out: Tensor | None = None) -> Tensor:
@@ -144,13 +139,12 @@ class _Parts:
         self.norm = _expect(getattr(backbone, "norm_f", None), FinalNorm, "backbone.norm_f")
         self.head = _expect(getattr(model, "lm_head", None), QuantLinear, "lm_head")
         self.mixers = [_mixer(layer, index) for index, layer in enumerate(layers)]
-        self.layout = self.mixers[0].layout
         for index, mixer in enumerate(self.mixers):
             if mixer.native is None:
                 raise ValueError(
                     f"LanguageRunner: expected blocks of a language model, got another structure in block {index}"
                 )
-            if mixer.layout != self.layout:
+            if mixer.layout != self.mixers[0].layout:
                 raise ValueError(
                     f"LanguageRunner: expected blocks of one layout, got another in block {index}"
                 )
