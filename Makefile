@@ -81,7 +81,7 @@ bench-peers: $(STAMP_TOOLS) ## install the peers of bench-cpu: builds llama.cpp 
 
 sanitize: $(STAMP_TOOLS) ## C++ tests of the kernels under AddressSanitizer and UBSan
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(CMAKE) -S . -B $(SANITIZE_DIR) -G Ninja --log-level=WARNING \
-	  -DMBQ_BUILD_PYTHON=OFF -DMBQ_BUILD_CPP_TESTS=ON -DMBQ_SANITIZE=address,undefined
+	  -DCMAKE_COMPILE_WARNING_AS_ERROR=ON -DMBQ_BUILD_PYTHON=OFF -DMBQ_BUILD_CPP_TESTS=ON -DMBQ_SANITIZE=address,undefined
 	@$(CMAKE) --build $(SANITIZE_DIR) -- --quiet
 	@$(BIN)/ctest --test-dir $(SANITIZE_DIR) --output-on-failure --no-tests=error --quiet \
 	  && echo "C++ tests passed under AddressSanitizer and UndefinedBehaviorSanitizer"

@@ -20,7 +20,7 @@ LINK_OPTIONS := -DMBQ_CUDA=ON -DMBQ_TORCH_DIR="$(CURDIR)/$(TORCH_CUDA_DIR)"
 # The package as PYTHONPATH wants it, in the folder python of a build folder.
 install_package = rm -rf $(1)/python && mkdir -p $(1)/python && cp -r python/mambaquant_ext $(1)/python/ && \
   $(CMAKE) --install $(1) --prefix $(1)/python > /dev/null
-CONFIGURE := PATH="$(CURDIR)/$(BIN):$$PATH" $(CMAKE) -S . -G Ninja --log-level=WARNING
+CONFIGURE := PATH="$(CURDIR)/$(BIN):$$PATH" $(CMAKE) -S . -G Ninja --log-level=WARNING -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
 
 .PHONY: test-cuda cuda-kernels test-sim cuda-link test-link bench-sim
 

@@ -2,6 +2,7 @@
 #include "cpu/isa.h"
 
 #include <atomic>
+#include <initializer_list>
 
 #include "cpu/kernels.h"
 
