@@ -3,7 +3,7 @@
 #   make test-gpu PYTHON=/opt/torch/bin/python     the Python that holds torch
 #   make test-gpu WHEELS=dir                       without a network: what is missing comes from dir,
 #   make gpu-wheels WHEELS=dir PYTHON_VERSION=3.12 which this fills elsewhere (NVCC=1: the compiler too)
-#   make test-gpu SANITIZERS=memcheck,racecheck,initcheck
+#   make test-gpu SANITIZERS=memcheck
 #   make bench-gpu BENCH="--quick --op gemm"       what `python -m bench.gpu --help` lists
 
 GPU_RUN := "$(PYTHON)" -m scripts.gpu_run

@@ -23,6 +23,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -47,7 +48,7 @@ from scripts.gpu_setup import (
 
 SCHEMA = 1
 GLIBC = (28, 27, 24, 17, 12, 5)  # minor versions that wheels are made for, 2.28 (2018) the newest
-SANITIZERS = ("memcheck", "racecheck")
+SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 SANITIZER_FOUND = 99
 # A sanitizer slows a kernel down tenfold to a hundredfold: odd sizes, offsets, a whole layer, and the updates.
 SANITIZED = (
@@ -126,7 +127,7 @@ def sanitizer_command(program: str, tool: str, help_text: str) -> list[str]:
 
 
 def run_sanitizers(build: Build, tools: Sequence[str], out: Path = OUT) -> dict[str, Any]:
-    """compute-sanitizer over a small part of the tests, one entry a tool."""
+    """compute-sanitizer over a small part of the tests, one entry a tool; the tools side by side."""
     program = shutil.which("compute-sanitizer", path=build.environment["PATH"])
     if program is None:
         beside = Path(build.environment["CUDACXX"]).parent / "compute-sanitizer"
@@ -135,16 +136,16 @@ def run_sanitizers(build: Build, tools: Sequence[str], out: Path = OUT) -> dict[
         print("compute-sanitizer: absent, skipped (it comes with the CUDA toolkit)")
         return {tool: {"outcome": "absent"} for tool in tools}
     done = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
-    results = {}
-    for tool in tools:
-        # Each tensor an allocation of its own, so that a step over its end is seen.
-        environment = {**build.environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        tests = [build.python, "-m", "pytest", "-q", "-p", "no:xdist", "-k", SANITIZED, "tests/ops"]
+    # Each tensor an allocation of its own, so that a step over its end is seen.
+    environment = {**build.environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    tests = [build.python, "-m", "pytest", "-q", "-p", "no:xdist", "-k", SANITIZED, "tests/ops"]
+
+    def run(tool: str) -> dict[str, Any]:
         command = [*sanitizer_command(program, tool, done.stdout + done.stderr), *tests]
-        results[tool] = sanitizer_result(
-            run_step(tool, command, LIMITS["sanitizer"], environment, out)
-        )
-    return results
+        return sanitizer_result(run_step(tool, command, LIMITS["sanitizer"], environment, out))
+
+    with ThreadPoolExecutor(max(1, len(tools))) as pool:
+        return dict(zip(tools, pool.map(run, tools), strict=True))
 
 
 def sanitizer_result(outcome: Outcome) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def run_step(
     """Runs a command with its output in a log, and stops it and its children at the limit."""
     out.mkdir(parents=True, exist_ok=True)
     log = out / f"{name}.log"
-    print(f"{name} (at most {limit_s:.0f} s) ...", end=" ", flush=True)
+    print(f"{name}: at most {limit_s:.0f} s ...", flush=True)
     start = time.monotonic()
     with log.open("w", encoding="utf-8") as file:
         file.write(f"$ {' '.join(command)}\n")
@@ -142,7 +142,7 @@ def run_step(
                 raise
             code = None
     outcome = Outcome(name, code, round(time.monotonic() - start, 1), log)
-    print(f"{outcome.word}, {outcome.seconds:.0f} s", flush=True)
+    print(f"{name}: {outcome.word}, {outcome.seconds:.0f} s", flush=True)
     return outcome
 
 

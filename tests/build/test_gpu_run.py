@@ -304,7 +304,7 @@ class TestRecord:
 class TestCommandLine:
     def test_defaults(self):
         parsed = gpu_run.parse(["test"])
-        assert parsed.sanitizers == ["memcheck", "racecheck"]
+        assert parsed.sanitizers == ["memcheck", "racecheck", "initcheck", "synccheck"]
         assert parsed.wheels is None
         assert parsed.workers >= 1
         assert gpu_run.parse(["test", "--sanitizers", ""]).sanitizers == []
