@@ -118,8 +118,10 @@ def untested_groups(groups: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 
 def sanitizer_command(program: str, tool: str, help_text: str) -> list[str]:
-    """compute-sanitizer with one tool, on our kernels alone where it can select them."""
+    """compute-sanitizer with one tool, on our kernels alone where it can select them and the tool allows it."""
     command = [program, "--tool", tool, "--error-exitcode", str(SANITIZER_FOUND)]
+    if tool == "initcheck":  # takes what other kernels wrote for unwritten, unless it watches them
+        return command
     for option in ("--kernel-name", "--kernel-regex"):  # the newer and the older spelling
         if re.search(rf"{option}\b(?!-)", help_text):
             return [*command, option, "kns=mambaquant"]

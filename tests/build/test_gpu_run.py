@@ -226,6 +226,10 @@ class TestRecord:
         assert command[:3] == ["cs", "--tool", "racecheck"]
         assert command[5:] == filters
 
+    def test_initcheck_looks_at_all_kernels(self):
+        """Memory that torch's kernels wrote would count as unwritten."""
+        assert gpu_run.sanitizer_command("cs", "initcheck", "  --kernel-name arg")[5:] == []
+
     @pytest.mark.parametrize(
         ("text", "code", "word", "errors"),
         [
