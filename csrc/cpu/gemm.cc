@@ -11,10 +11,11 @@
 // vpdpbusd of 64 products), AVX2 64 (two vpmaddwd of 16). For few rows (decode) bytes: every weight
 // is read once, N*K bytes, in address order, panels split among the threads in even runs.
 //
-// Measured on one core of a shared Zen 5, best of repeated runs, share of vpdpbusd alone: K >= 768,
-// N >= 768: 0.95 to 0.97; N = 80, K = 1536: 0.90; N = 1536, K = 48, where a result of four bytes is
-// stored every 48 products: 0.77. AVX2: 0.80 of vpmaddwd alone. Weights from memory, one core, which
-// reads 41 to 45 GB/s: M = 1: 40 to 45 GB/s; M = 8: 36; M = 16 is bound by arithmetic.
+// Measured on one core of a shared Zen 5, best of repeated runs, M = 64 to 2048, share of vpdpbusd
+// alone: K >= 768 and N >= 768: 0.95 to 0.97, with a residual from memory 0.92; N = 80, K = 1536: 0.90;
+// N = 1536, K = 48, where four bytes are stored every 48 products: 0.75 to 0.80. Two cores give twice
+// that. AVX2: 0.77 of vpmaddwd alone. Weights from memory, one core, which reads 41 to 45 GB/s: M = 1:
+// 40 to 45 GB/s, AVX2 too; M = 12: 37 to 39; from M = 16 arithmetic bounds it.
 #include "mambaquant/gemm.h"
 
 #include <cstring>
@@ -32,7 +33,7 @@ static_assert(kGemmColumnMultiple % kTileColumns == 0);
 constexpr int64_t kBlocksPerThread = 8;  // tasks that an even split among threads needs
 // Where all the weights fit L2 too, blocks are small: successive panels then write neighbouring
 // lines of few rows, instead of a line in each of many rows (K = 48: a quarter faster).
-constexpr int64_t kTilesPerSmallBlock = 4, kSmallWeightBytes = 512 * 1024;
+constexpr int64_t kTilesPerSmallBlock = 8, kSmallWeightBytes = 512 * 1024;
 constexpr int64_t kTilesPerBlock = 64;  // at most; a block's rows have a number each on the stack
 constexpr int64_t kPackGrainBytes = 65536;
 // What a thread must have to do before it is worth waking: cycles, by a coarse count of products
@@ -41,6 +42,10 @@ constexpr int64_t kThreadCycles = 10000, kProductsPerCycle = 128, kWeightBytesPe
 // Weights are fetched so far ahead, or as far as the next panel: the time in which a tile is multiplied
 // covers the way from memory.
 constexpr int64_t kAheadBytes = 8192;
+
+// A residual of more bytes is taken to lie beyond the caches that a thread has for itself: fetching takes
+// hundredths of the time, and saves a tenth where it comes from memory.
+constexpr int64_t kFarBytes = 4 * 1024 * 1024;
 
 int64_t padded_depth(int64_t k) { return round_up(k, kGemmCpuDepthMultiple); }
 
@@ -121,17 +126,17 @@ I32 offset_or_none(const int32_t* offset, int64_t column, int64_t n) {
   return offset == nullptr ? set1_i32(0) : load_i32(offset + column, n);
 }
 
-// For whole vectors.
+// For whole vectors. What a finish has no use for stays as it is.
 void fill_terms(const Output& o, int64_t column, int64_t columns, ColumnTerms* terms) {
   if (o.finish == Finish::kSums) return;
   for (int64_t v = 0; v < columns; v += kLanes) {
     const int64_t c = column + v;
-    store_i32(terms->offset + v, offset_or_none(o.scales.acc_offset, c, kLanes));
     store(terms->scale + v, set1(o.scales.a_scale[0]) * load(o.scales.b_scale + c));
+    if (o.finish == Finish::kValues) continue;
+    store_i32(terms->offset + v, offset_or_none(o.scales.acc_offset, c, kLanes));
     store(terms->bias + v, bias_or_none(o.scales.bias, c, kLanes));
-    if (o.finish == Finish::kRounded) {
-      store(terms->inv_scale + v, set1(1.0f) / load(o.out_scale + c));
-    }
+    if (o.finish == Finish::kAdded) continue;
+    store(terms->inv_scale + v, set1(1.0f) / load(o.out_scale + c));
   }
 }
 
@@ -141,43 +146,70 @@ struct Tile {
   int64_t row, rows, column, columns;
 };
 
+// The functions of a call: for tiles of both heights, as they finish in registers and for sums in
+// memory.
+struct Functions {
+  Functions(const Plan& plan, Finish finish)
+      : direct{tile_functions(finish, plan.tile_rows), tile_functions(finish, plan.tile_rows + 1)},
+        sums{tile_functions(Finish::kSums, plan.tile_rows),
+             tile_functions(Finish::kSums, plan.tile_rows + 1)} {}
+
+  TileFunctions direct[2], sums[2];
+};
+
+template <typename TakeTile>
+struct Call {
+  const GemmOperands& p;
+  const Plan& plan;
+  const Output& output;
+  const Functions& functions;
+  const TakeTile& take_tile;
+};
+
 // One block times one panel. While it goes on, the panel after it is fetched.
 template <typename TakeTile>
-void run_task(const GemmOperands& p, const Plan& plan, const Block& block, int64_t panel,
-              const Output& output, const TakeTile& take_tile) {
-  const int64_t tiles = block.last_tile - block.first_tile;
+void run_task(const Call<TakeTile>& call, const Block& block, int64_t panel) {
+  const Plan& plan = call.plan;
+  const Output& output = call.output;
+  const int64_t n = call.p.n, tiles = block.last_tile - block.first_tile;
   const int64_t panel_bytes = kTileColumns * plan.padded_k;
   const int64_t column = panel * kTileColumns;
-  const int64_t columns = p.n - column < kTileColumns ? p.n - column : kTileColumns;
+  const int64_t columns = n - column < kTileColumns ? n - column : kTileColumns;
   const bool is_empty = plan.padded_k == 0;  // every sum is 0
-  const bool is_whole = columns == kTileColumns || columns == kNarrowVectors * kLanes;
+  const bool is_narrow = columns <= kNarrowVectors * kLanes;
+  const bool is_whole = columns == (is_narrow ? kNarrowVectors * kLanes : kTileColumns);
   const bool is_direct = output.is_direct && is_whole && !is_empty;
-  const Finish finish = is_direct ? output.finish : Finish::kSums;
+  const TileFunctions* const heights = is_direct ? call.functions.direct : call.functions.sums;
+  const TileFunction small = is_narrow ? heights[0].narrow : heights[0].full;
+  const TileFunction large = is_narrow ? heights[1].narrow : heights[1].full;
   alignas(64) int32_t acc[kTileRows * kTileColumns];
   if (is_empty) std::memset(acc, 0, sizeof(acc));
   ColumnTerms terms;
   if (is_direct) fill_terms(output, column, columns, &terms);
   TileTask task;
-  task.weights.panel = p.packed + panel * panel_bytes;
+  task.weights.panel = call.p.packed + panel * panel_bytes;
   task.weights.ahead = task.weights.panel + (panel_bytes > kAheadBytes ? panel_bytes : kAheadBytes);
   task.weights.ahead_step = kStepBytes / tiles;
   task.terms = &terms;
-  task.output = {acc, is_direct ? p.n : kTileColumns, nullptr, output.residual_stride};
-  const TileFunction small = tile_function(finish, plan.tile_rows, columns);
-  const TileFunction large = tile_function(finish, plan.tile_rows + 1, columns);
+  task.output = {acc, is_direct ? n : kTileColumns, nullptr, output.residual_stride,
+                 call.p.m * n * static_cast<int64_t>(sizeof(float)) > kFarBytes};
+  const int64_t ahead_bytes = panel_bytes / tiles;
+  int64_t row = block.first_row;
   for (int64_t t = block.first_tile; t < block.last_tile; ++t) {
-    const int64_t row = plan.tile_row(t);
+    const bool is_large = t < plan.large_tiles;
+    const int64_t rows = plan.tile_rows + (is_large ? 1 : 0);
     task.rows = block.rows.from(row - block.first_row);
     task.start = block.start + (row - block.first_row);
     if (is_direct) {
-      task.output.out = static_cast<char*>(output.out) + (row * p.n + column) * output.out_bytes;
+      task.output.out = static_cast<char*>(output.out) + (row * n + column) * output.out_bytes;
       if (output.residual != nullptr) {
         task.output.residual = output.residual + row * output.residual_stride + column;
       }
     }
-    if (!is_empty) (t < plan.large_tiles ? large : small)(task);
-    if (!is_direct) take_tile(Tile{acc, row, plan.tile_row(t + 1) - row, column, columns});
-    task.weights.ahead += panel_bytes / tiles;
+    if (!is_empty) (is_large ? large : small)(task);
+    if (!is_direct) call.take_tile(Tile{acc, row, rows, column, columns});
+    task.weights.ahead += ahead_bytes;
+    row += rows;
   }
 }
 
@@ -186,6 +218,8 @@ template <typename TakeTile>
 void for_each_tile(const GemmOperands& p, const Threads& threads, const Output& output,
                    const TakeTile& take_tile) {
   const Plan plan(p, threads);
+  const Functions functions(plan, output.finish);
+  const Call<TakeTile> call{p, plan, output, functions, take_tile};
   const int64_t scratch_bytes = gemm_scratch_bytes(p.m, p.k);
   threads.parallel_for(plan.slots, 1, [&](int64_t begin, int64_t end) {
     alignas(64) int8_t stack[kGemmStackBytes];
@@ -196,7 +230,7 @@ void for_each_tile(const GemmOperands& p, const Threads& threads, const Output& 
       for (int64_t task = slot * plan.tasks() / plan.slots; task < last;) {
         const Block block(p, plan, task / plan.panels, scratch);
         do {
-          run_task(p, plan, block, task % plan.panels, output, take_tile);
+          run_task(call, block, task % plan.panels);
         } while (++task < last && task % plan.panels != 0);
       }
     }

@@ -107,36 +107,53 @@ inline constexpr int64_t kPackingVersion = 1;
 
 inline int64_t depth_group(int64_t) { return kGroup; }
 
-// The sums of kRows rows over all k, in the lanes of one vector.
-template <int64_t kRows>
-inline void start_some_rows(const SourceRows& source, int64_t first, int32_t* start) {
+// The sums of four rows over all k, to the starts of their products.
+inline __m128i start_four_rows(const int8_t* a, int64_t stride, int64_t k) {
   const __m512i ones = _mm512_set1_epi8(1);
-  __m512i sum[kRows];
-  for (int64_t r = 0; r < kRows; ++r) sum[r] = _mm512_setzero_si512();
-  const int8_t* a = source.a + first * source.stride;
-  int64_t i = 0;
-  for (; i + 64 <= source.k; i += 64) {
-    for (int64_t r = 0; r < kRows; ++r) {
-      const __m512i bytes = _mm512_loadu_si512(a + r * source.stride + i);
+  __m512i sum[4];
+  for (int64_t r = 0; r < 4; ++r) sum[r] = _mm512_setzero_si512();
+  for (int64_t i = 0; i < k; i += 64) {
+    const __mmask64 mask = k - i < 64 ? (uint64_t{1} << (k - i)) - 1 : ~uint64_t{0};
+    for (int64_t r = 0; r < 4; ++r) {
+      const __m512i bytes = _mm512_maskz_loadu_epi8(mask, a + r * stride + i);
       sum[r] = _mm512_dpbusd_epi32(sum[r], ones, bytes);
     }
   }
-  const __mmask64 mask = (uint64_t{1} << (source.k - i)) - 1;
-  for (int64_t r = 0; r < kRows; ++r) {
-    const __m512i bytes = _mm512_maskz_loadu_epi8(mask, a + r * source.stride + i);
-    sum[r] = _mm512_dpbusd_epi32(sum[r], ones, bytes);
-    const uint32_t total = static_cast<uint32_t>(_mm512_reduce_add_epi32(sum[r]));
-    start[first + r] = static_cast<int32_t>(0u - 128u * total);
+  // Lane by lane of 128 bits, a transpose whose rows are added; then the lanes.
+  const __m512i pair01 = _mm512_add_epi32(_mm512_unpacklo_epi32(sum[0], sum[1]),
+                                          _mm512_unpackhi_epi32(sum[0], sum[1]));
+  const __m512i pair23 = _mm512_add_epi32(_mm512_unpacklo_epi32(sum[2], sum[3]),
+                                          _mm512_unpackhi_epi32(sum[2], sum[3]));
+  const __m512i four = _mm512_add_epi32(_mm512_unpacklo_epi64(pair01, pair23),
+                                        _mm512_unpackhi_epi64(pair01, pair23));
+  const __m256i half =
+      _mm256_add_epi32(_mm512_castsi512_si256(four), _mm512_extracti64x4_epi64(four, 1));
+  const __m128i total =
+      _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  return _mm_slli_epi32(_mm_sub_epi32(_mm_setzero_si128(), total), 7);
+}
+
+// The last four rows may overlap the four before; of less than four, each stands for all.
+inline void start_rows(const SourceRows& source, int32_t* start) {
+  if (source.rows < 4) {
+    for (int64_t r = 0; r < source.rows; ++r) {
+      const __m128i four = start_four_rows(source.a + r * source.stride, 0, source.k);
+      start[r] = _mm_cvtsi128_si32(four);
+    }
+    return;
+  }
+  for (int64_t r = 0; r < source.rows; r += 4) {
+    const int64_t first = r + 4 <= source.rows ? r : source.rows - 4;
+    const __m128i four = start_four_rows(source.a + first * source.stride, source.stride, source.k);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(start + first), four);
   }
 }
 
 inline Rows prepare_rows(const SourceRows& source, int8_t* scratch, int32_t* start) {
-  int64_t r = 0;
-  for (; r + 4 <= source.rows; r += 4) start_some_rows<4>(source, r, start);
-  for (; r < source.rows; ++r) start_some_rows<1>(source, r, start);
+  start_rows(source, start);
   const int64_t padded_k = round_up(source.k, kTurnDepth);
   if (source.k == padded_k) return {source.a, source.stride, padded_k};
-  for (r = 0; r < source.rows; ++r) {
+  for (int64_t r = 0; r < source.rows; ++r) {
     int8_t* const row = scratch + r * padded_k;
     std::memcpy(row, source.a + r * source.stride, static_cast<size_t>(source.k));
     std::memset(row + source.k, 0, static_cast<size_t>(padded_k - source.k));

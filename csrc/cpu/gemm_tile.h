@@ -33,6 +33,7 @@ struct TileOutput {
   int64_t stride;
   const float* residual;
   int64_t residual_stride;
+  bool residual_is_far;  // beyond L2: to be fetched while the products are made
 };
 
 struct TileTask {
@@ -80,6 +81,15 @@ MBQ_INLINE inline void finish_vector(const TileOutput& o, const VectorTerms& t, 
   }
 }
 
+// Into L1. A few lines in each of many rows: no hardware sees them coming.
+template <int64_t kRows, int64_t kVectors>
+MBQ_INLINE inline void fetch_residual(const TileOutput& o) {
+  unrolled<kRows>([&](auto r) MBQ_INLINE {
+    const float* const row = o.residual + r * o.residual_stride;
+    unrolled<kVectors>([&](auto v) MBQ_INLINE { __builtin_prefetch(row + v * kLanes, 0, 3); });
+  });
+}
+
 // A function for itself that reads its task where it lies: within the loop over tiles, a compiler
 // short of general registers keeps pointers in vector registers, from where they come late.
 template <Finish kFinish, int64_t kRows, int64_t kVectors>
@@ -88,6 +98,9 @@ void compute_tile(const TileTask& task) {
   unrolled<kRows>([&](auto r) MBQ_INLINE {
     unrolled<kVectors>([&](auto v) MBQ_INLINE { sum[r][v] = set1_i32(task.start[r]); });
   });
+  if constexpr (kFinish == Finish::kAdded) {
+    if (task.output.residual_is_far) fetch_residual<kRows, kVectors>(task.output);
+  }
   accumulate(task.rows, task.weights, sum);
   const TileOutput output = task.output;  // a copy: the stores could alias the task
   VectorTerms terms[kVectors];
@@ -102,26 +115,30 @@ void compute_tile(const TileTask& task) {
 
 using TileFunction = void (*)(const TileTask& task);
 
-// A tile whose last vectors of columns lie outside the matrix leaves them out.
+// For tiles of kTileColumns columns and for those at the edge that have no more than kNarrowVectors.
+struct TileFunctions {
+  TileFunction full, narrow;
+};
+
 template <Finish kFinish, int64_t kRows = kTileRows>
-TileFunction tile_function(int64_t rows, int64_t columns) {
+TileFunctions tile_functions(int64_t rows) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return tile_function<kFinish, kRows - 1>(rows, columns);
+    if (rows < kRows) return tile_functions<kFinish, kRows - 1>(rows);
   }
-  return columns <= kNarrowVectors * kLanes ? &compute_tile<kFinish, kRows, kNarrowVectors>
-                                            : &compute_tile<kFinish, kRows, kTileVectors>;
+  return {&compute_tile<kFinish, kRows, kTileVectors>,
+          &compute_tile<kFinish, kRows, kNarrowVectors>};
 }
 
-inline TileFunction tile_function(Finish finish, int64_t rows, int64_t columns) {
+inline TileFunctions tile_functions(Finish finish, int64_t rows) {
   switch (finish) {
     case Finish::kValues:
-      return tile_function<Finish::kValues>(rows, columns);
+      return tile_functions<Finish::kValues>(rows);
     case Finish::kAdded:
-      return tile_function<Finish::kAdded>(rows, columns);
+      return tile_functions<Finish::kAdded>(rows);
     case Finish::kRounded:
-      return tile_function<Finish::kRounded>(rows, columns);
+      return tile_functions<Finish::kRounded>(rows);
     default:
-      return tile_function<Finish::kSums>(rows, columns);
+      return tile_functions<Finish::kSums>(rows);
   }
 }
 
