@@ -39,8 +39,8 @@ constexpr int64_t kPackGrainBytes = 65536;
 // What a thread must have to do before it is worth waking: cycles, by a coarse count of products
 // and bytes.
 constexpr int64_t kThreadCycles = 10000, kProductsPerCycle = 128, kWeightBytesPerCycle = 8;
-// Weights are fetched so far ahead, or as far as the next panel: the time in which a tile is multiplied
-// covers the way from memory.
+// Weights are fetched so far ahead, or, where several tiles share a panel, as far as the next one: the time in
+// which a tile is multiplied covers the way from memory.
 constexpr int64_t kAheadBytes = 8192;
 
 // A residual of more bytes is taken to lie beyond the caches that a thread has for itself: fetching takes
@@ -188,7 +188,8 @@ void run_task(const Call<TakeTile>& call, const Block& block, int64_t panel) {
   if (is_direct) fill_terms(output, column, columns, &terms);
   TileTask task;
   task.weights.panel = call.p.packed + panel * panel_bytes;
-  task.weights.ahead = task.weights.panel + (panel_bytes > kAheadBytes ? panel_bytes : kAheadBytes);
+  const bool is_shared = tiles > 1 && panel_bytes > kAheadBytes;
+  task.weights.ahead = task.weights.panel + (is_shared ? panel_bytes : kAheadBytes);
   task.weights.ahead_step = kStepBytes / tiles;
   task.terms = &terms;
   task.output = {acc, is_direct ? n : kTileColumns, nullptr, output.residual_stride,
@@ -213,6 +214,11 @@ void run_task(const Call<TakeTile>& call, const Block& block, int64_t panel) {
   }
 }
 
+// What the fetches ahead assume when a thread begins; they go on while the rows are prepared.
+void fetch_first_weights(const int8_t* panel) {
+  for (int64_t i = 0; i < kAheadBytes; i += 64) prefetch(panel + i);
+}
+
 // Makes the (M, N) result, from several threads: directly where `output` can, else by take_tile(Tile).
 template <typename TakeTile>
 void for_each_tile(const GemmOperands& p, const Threads& threads, const Output& output,
@@ -226,8 +232,10 @@ void for_each_tile(const GemmOperands& p, const Threads& threads, const Output& 
     for (int64_t slot = begin; slot < end; ++slot) {
       int8_t* scratch =
           scratch_bytes <= kGemmStackBytes ? stack : p.workspace + slot * scratch_bytes;
+      const int64_t first = slot * plan.tasks() / plan.slots;
       const int64_t last = (slot + 1) * plan.tasks() / plan.slots;
-      for (int64_t task = slot * plan.tasks() / plan.slots; task < last;) {
+      fetch_first_weights(p.packed + first % plan.panels * kTileColumns * plan.padded_k);
+      for (int64_t task = first; task < last;) {
         const Block block(p, plan, task / plan.panels, scratch);
         do {
           run_task(call, block, task % plan.panels);

@@ -62,11 +62,22 @@ void aim_ahead(const SelectiveScanParams& p, const TokenBlock& block, int64_t c,
   b->ahead[3] = column(p.y, p.y_dtype, p.seqlen * p.dim, p.dim);
 }
 
+// What scan_vectors finds fetched when it begins.
+void fetch_first_states(const SelectiveScanParams& p, const Stretch& s) {
+  const float* const source = s.state_in == nullptr ? s.state_out : s.state_in;
+  for (int64_t n = 0; n < p.dstate; ++n) {
+    for (int64_t v = 0; v < kVectorsAhead; ++v) {
+      fetch_states(p, source, n, s.c_begin + v * kLanes);
+    }
+  }
+}
+
 void run_stretch(const SelectiveScanParams& p, const Loops& loops, const Stretch& s) {
   const int64_t block_tokens = smaller(kBlockTokens, kBlockStates / p.dstate);
   TokenBlock block;
   ChannelBlock b;
   block.batch = s.batch;
+  if (s.end - s.begin == 1) fetch_first_states(p, s);
   for (block.begin = s.begin; block.begin < s.end; block.begin += block_tokens) {
     block.tokens = smaller(block_tokens, s.end - block.begin);
     find_tokens(p, &block);

@@ -344,17 +344,29 @@ void scan_tokens(const SelectiveScanParams& p, const TokenBlock& block, const fl
   for (int64_t s = 0; s < dstate; ++s) store_up_to(state_out + s * p.dim + c, h[s], n);
 }
 
+// NOTE(one token): each state and each element of A is used once and comes from memory. Their rows are short runs
+// that lie dim apart, which no hardware prefetcher follows: they are fetched this many vectors ahead.
+constexpr int64_t kVectorsAhead = 4;
+
+// Any channel is allowed, past the last too.
+inline void fetch_states(const SelectiveScanParams& p, const float* state, int64_t s, int64_t c) {
+  prefetch(p.A + s * p.dim + c);
+  prefetch(state + s * p.dim + c);
+}
+
 // The same for one token of several whole vectors of channels.
 template <int64_t kDState, Readout kReadout>
 void scan_vectors(const SelectiveScanParams& p, const TokenBlock& block, const float* state_in,
                   float* state_out, ChannelBlock* b) {
   const int64_t dstate = kDState > 0 ? kDState : p.dstate;
+  const float* const source = state_in == nullptr ? state_out : state_in;
   for (int64_t i = 0; i < b->vectors; ++i) {
     const int64_t c = b->c + i * kLanes;
     const Step step(block.B, b->dt[i], b->x[i]);
     F32 h[kDState > 0 ? kDState : kMaxDState];
 #pragma GCC unroll 16
     for (int64_t s = 0; s < dstate; ++s) {
+      fetch_states(p, source, s, c + kVectorsAhead * kLanes);
       const F32 before = state_in == nullptr ? set1(0.0f) : load(state_in + s * p.dim + c);
       h[s] = step.next(before, load(p.A + s * p.dim + c), s);
     }
