@@ -9,12 +9,14 @@ from __future__ import annotations
 import inspect
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from mambaquant_ext import orders
 
@@ -94,6 +96,13 @@ _image_order("diagonal_mirrored", lambda h, w: orders.mirror_columns(orders.diag
 _image_order("spiral_mirrored", lambda h, w: orders.mirror_rows(orders.spiral(h, w), w))
 
 
+@contextmanager
+def _of_constants() -> Iterator[None]:
+    """Tensors are made on the CPU and have values, whatever device the caller makes them on and whether it traces."""
+    with torch.device("cpu"), _disable_current_modes():
+        yield
+
+
 @dataclass(frozen=True, slots=True)
 class TokenOrder:
     """A permutation of the tokens of any grid.
@@ -138,10 +147,12 @@ class TokenOrder:
             ValueError: an order that does not fit the grid, or a registered function that gives no permutation.
         """
         tokens = math.prod(grid)
-        with torch.device("cpu"):  # whatever device the caller makes tensors on
+        with _of_constants():
             indices = _ORDERS[self.name](grid, *self.arguments).long()
-            every = torch.arange(tokens)
-        if indices.shape != (tokens,) or not torch.equal(indices.sort().values, every):
+            is_permutation = indices.shape == (tokens,) and torch.equal(
+                indices.sort().values, torch.arange(tokens)
+            )
+        if not is_permutation:
             raise ValueError(
                 f"order {self.name!r}: expected a permutation of {tokens} tokens of grid {grid}, "
                 f"got {tuple(indices.shape)} {indices.dtype}"
@@ -202,6 +213,6 @@ def kernel_order(order: TokenOrder, grid: Grid, device: torch.device) -> Tensor 
         ValueError: an order that does not fit the grid.
     """
     indices = order.indices(grid)
-    if torch.equal(indices, torch.arange(len(indices), device="cpu")):
-        return None
-    return indices.to(device, torch.int32)
+    with _of_constants():
+        is_stored = torch.equal(indices, torch.arange(len(indices)))
+        return None if is_stored else indices.to(device, torch.int32)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from mambaquant_ext import routes
 from mambaquant_ext.model import FORWARD, ScanRoute, TokenOrder, register_order
@@ -64,6 +65,22 @@ def test_an_order_is_the_same_whatever_the_default_device(name):
     assert (again is None) == (for_kernels is None)
     if again is not None:
         assert_equal(again, for_kernels)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_order_that_a_trace_asks_for_first_is_no_fake(name):
+    grid = (3, 4)
+    order = TokenOrder(name, ARGUMENTS[name](grid)[-1])
+    kernel_order.cache_clear()
+    with FakeTensorMode():
+        traced, walk = kernel_order(order, grid, CPU), order.indices(grid)
+    kernel_order.cache_clear()
+    expected = kernel_order(order, grid, CPU)
+    assert_equal(walk, order.indices(grid))
+    assert (traced is None) == (expected is None)
+    if expected is not None:
+        assert not isinstance(traced, FakeTensor)
+        assert_equal(traced, expected)
 
 
 def test_storage_is_row_by_row():
