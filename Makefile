@@ -88,9 +88,10 @@ sanitize: $(STAMP_TOOLS) ## C++ tests of the kernels under AddressSanitizer and 
 
 include cuda.mk
 
-docs: $(STAMP_PACKAGE) ## rewrite docs/ops.md, and what is generated of docs/vision.md
+docs: $(STAMP_PACKAGE) ## rewrite docs/ops.md, and what is generated of docs/vision.md and README.md
 	$(RUN) scripts/gen_docs.py
 	$(RUN) -m scripts.gen_vision
+	$(RUN) -m scripts.gen_readme
 
 include gpu.mk
 

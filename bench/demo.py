@@ -9,7 +9,6 @@ measured in one process, in turn.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from bench import docs_model
+from bench import docs_model, report
 from bench.harness import interleave
 from bench.machine import describe
 from mambaquant_ext import load, recipe, save
@@ -150,7 +149,10 @@ def main(
         rows = run(output_dir)
     table(rows)
     if json_file is not None:
-        json_file.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+        report.write_json(
+            {"schema": report.SCHEMA, "command": "demo", "machine": machine, "rows": rows},
+            json_file,
+        )
 
 
 if __name__ == "__main__":

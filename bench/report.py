@@ -189,3 +189,16 @@ def markdown_table(header: Sequence[str], body: Any) -> list[str]:
     """The lines of a table; all columns but the first two are figures."""
     aligned = ["---"] * 2 + ["---:"] * (len(header) - 2)
     return [f"| {' | '.join(row)} |" for row in (header, aligned, *body)]
+
+
+def insert(page: str, begin: str, end: str, text: str) -> str:
+    """A page with another text between its two markers.
+
+    Raises:
+        ValueError: not one marker each, in this order.
+    """
+    before, found, rest = page.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found and found_end) or page.count(begin) != 1:
+        raise ValueError(f"expected a page with one {begin} and one {end} behind it")
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"

@@ -392,10 +392,7 @@ def insert(page: str, values: Mapping[str, Any]) -> str:
     Raises:
         ValueError: not one marker each, in this order.
     """
-    parts = re.fullmatch(f"(.*{BEGIN}\n).*({END}.*)", page, flags=re.DOTALL)
-    if parts is None or page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise ValueError(f"expected a page with one {BEGIN} and one {END} behind it")
-    return f"{parts[1]}\n{table(values)}\n\n{parts[2]}"
+    return report.insert(page, BEGIN, END, table(values))
 
 
 def failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
