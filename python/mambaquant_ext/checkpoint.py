@@ -153,9 +153,9 @@ def end_tokens(folder: str | Path) -> tuple[int, ...]:
     path = path if path.is_file() else Path(folder) / "config.json"
     found = read_json(path).get("eos_token_id")
     ids = found if isinstance(found, list) else [] if found is None else [found]
-    if not all(type(token) is int for token in ids):
+    if not all(type(token) is int and token >= 0 for token in ids):
         raise CheckpointError(
-            f"{path}: eos_token_id: expected an integer, a list of them or null, got {found!r}"
+            f"{path}: eos_token_id: expected an integer of 0 or more, a list of them or null, got {found!r}"
         )
     return tuple(ids)
 

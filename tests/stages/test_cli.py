@@ -543,12 +543,15 @@ def test_interrupt_exits_with_1_and_one_line(command, monkeypatch, work):
 # As a process
 
 
-def process(*arguments, **environment):
-    """Runs the command in a process of its own."""
+def process(*arguments, closed="", **environment):
+    """Runs the command in a process of its own, with file descriptors such as "1" closed."""
     package = str(Path(mambaquant_ext.__file__).parents[1])
     paths = os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, "-m", "mambaquant_ext", *map(str, arguments)],
+        [
+            *("sh", "-c", f'exec "$@" {"".join(f"{number}>&- " for number in closed)}', "sh"),
+            *(sys.executable, "-m", "mambaquant_ext", *map(str, arguments)),
+        ],
         env={**os.environ, "PYTHONPATH": paths, **environment},
         capture_output=True,
         text=True,
@@ -572,6 +575,13 @@ def test_unknown_isa_in_the_environment_is_refused_with_one_line(isa):
     assert done.stderr.count("\n") == 1, done.stderr
     assert f"MAMBAQUANT_CPU_ISA={isa}" in done.stderr
     assert "scalar" in done.stderr
+
+
+def test_a_closed_output_is_refused_with_one_line():
+    done = process("info", closed="1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "mambaquant: expected an open standard output\n"
+    assert process("info", closed="12").returncode == 1
 
 
 def test_process_writes_json_to_stdout_and_progress_to_stderr(work, tmp_path):

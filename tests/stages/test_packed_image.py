@@ -353,7 +353,7 @@ def test_end_tokens_are_those_of_the_loaded_model(generation, config, wanted, fo
     )
 
 
-@pytest.mark.parametrize("value", ["x", 1.0, True, [1, None], {}], ids=repr)
+@pytest.mark.parametrize("value", ["x", 1.0, True, -1, [1, -1], [1, None], {}], ids=repr)
 def test_end_tokens_of_another_kind_are_refused(value, folder):
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
     with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id: expected"):

@@ -29,6 +29,8 @@ app.command("info")(info.info)
 def main() -> None:
     """Runs the command line. Exit status: 0 success, 1 failure, 2 bad arguments."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models come from folders; nothing is downloaded
+    if sys.stdout is None or sys.stderr is None:  # closed by whoever started the process
+        sys.exit(FAILURE if sys.stderr is None else "mambaquant: expected an open standard output")
     try:
         app()
     except KeyboardInterrupt:
