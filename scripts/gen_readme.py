@@ -21,8 +21,8 @@ NAMES = {
     "RTN": "round to nearest",
     "MambaQuant": "**MambaQuant**",
 }
-# Of the size and threads that the bars are for: op, batch and tokens of a column, and its name.
-SIZE, THREADS = "mamba-130m", 2
+THREADS = 2
+# Op, batch and tokens of a column, and its name.
 COLUMNS = {
     ("prefill", 1, 512): "prompt of 512",
     ("decode", 1, 1): "decode",
@@ -57,13 +57,14 @@ def demo_table(result: Mapping[str, Any]) -> str:
 
 
 def cpu_table(result: Mapping[str, Any]) -> str:
-    """Tokens a second of every engine, and how near ours comes to the machine."""
+    """Tokens a second of every engine, and how near ours comes to the machine, for the result's smallest model."""
+    size = next(row["size"] for row in result["rows"] if row.get("size"))
     found = {
         (row["peer_name"], (row["op"], row["batch"], row["tokens"])): row
         for row in result["rows"]
-        if row.get("size") == SIZE and row["threads"] == THREADS
+        if row.get("size") == size and row["threads"] == THREADS
     }
-    peers = list(dict.fromkeys(peer for peer, _ in found))
+    peers = list(dict.fromkeys(peer for peer, _ in found if peer is not None))
 
     def cell(peer: str, column: tuple[str, int, int]) -> str:
         row = found.get((peer, column))
@@ -72,12 +73,12 @@ def cpu_table(result: Mapping[str, Any]) -> str:
     ours = {column: row["ours"] for (_, column), row in found.items()}
     rows = [["**ours, W8A8**", *(f"**{ours[column]:,.0f}**" for column in COLUMNS)]]
     rows += [[peer, *(cell(peer, column) for column in COLUMNS)] for peer in peers]
-    header = [f"{SIZE}, tokens a second", *COLUMNS.values()]
+    header = [f"{size}, tokens a second", *COLUMNS.values()]
     prefill, decode = (
         next(
             share["share"]
             for share in result["shares"]
-            if share["kind"] == kind and share["figure"] == f"{SIZE}, {THREADS} threads, {rest}"
+            if share["kind"] == kind and share["figure"] == f"{size}, {THREADS} threads, {rest}"
         )
         for kind, rest in (("prefill", "batch 1, 512 tokens"), ("decode", "batch 1"))
     )
@@ -89,7 +90,8 @@ def cpu_table(result: Mapping[str, Any]) -> str:
 
 def page(text: str) -> str:
     """README.md with the tables of the committed results."""
-    for name, table in (("demo", demo_table), ("cpu", cpu_table)):
+    tables = {"demo": demo_table, "cpu": cpu_table, "cpu-370m": cpu_table}
+    for name, table in tables.items():
         begin = f"<!-- bench/results/{name}.json -->"
         text = report.insert(text, begin, END, table(report.read_json(RESULTS / f"{name}.json")))
     return text
