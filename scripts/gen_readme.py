@@ -90,7 +90,7 @@ def cpu_table(result: Mapping[str, Any]) -> str:
 
 def page(text: str) -> str:
     """README.md with the tables of the committed results."""
-    tables = {"demo": demo_table, "cpu": cpu_table, "cpu-370m": cpu_table}
+    tables = {"demo": demo_table, "cpu": cpu_table, "cpu-370m": cpu_table, "cpu-1.4b": cpu_table}
     for name, table in tables.items():
         begin = f"<!-- bench/results/{name}.json -->"
         text = report.insert(text, begin, END, table(report.read_json(RESULTS / f"{name}.json")))
