@@ -1,17 +1,14 @@
 """Bench cases of selective_scan and its update.
 
-On a CPU the baselines of a prefill are float32 programs in torch: the recurrence compiled some tokens at a
-time, where there is a C++ compiler, and mambapy's parallel scan, where mambapy is installed. On a GPU they
-are mamba_ssm's kernels in float16, where that is installed.
+The baselines of a prefill are float32 programs of torch on a CPU (torch_scan), and mamba_ssm's kernels in float16 on a
+GPU, where that is installed.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 
 import torch
-from torch.nn import functional
 
 from bench.harness import BenchCase, optional
 from bench.ops.torch_scan import float_scans
@@ -28,7 +25,6 @@ OPERATIONS_PER_CHANNEL = 60
 CHECKED_CHANNELS = 64  # of every token; the reference loops over time
 WITHOUT_CHANNEL = {"B", "B_scale", "C", "C_scale", "order"}
 IMAGES = 8
-COMPILED_TOKENS = 16  # of a compiled step; more are compiled for minutes and are no faster
 
 
 def _arguments(model: LayerShape, batch: int, seqlen: int) -> Arguments:
@@ -77,77 +73,8 @@ def _check(run: Callable[[], object], arguments: Arguments, state: torch.Tensor 
         assert close.double().mean() >= 0.99, f"{close.double().mean():.2%} are close"
 
 
-def _float_inputs(arguments: Arguments) -> Arguments:
-    """What a float scan of one sequence takes: dt after softplus, A of shape (dim, dstate)."""
-    x, dt, B, C, z = ((arguments[k][0] * 0.01).float() for k in ("x", "dt", "B", "C", "z"))
-    dt = functional.softplus(dt + arguments["dt_bias"])
-    return {"x": x, "dt": dt, "A": arguments["A"].T.contiguous(), "B": B, "C": C, "z": z}
-
-
-def _scan_block(
-    h: torch.Tensor,
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The state (dim, dstate) after some tokens, and their read-outs (tokens, dim)."""
-    y = []
-    for t in range(x.shape[0]):
-        h = torch.exp(dt[t, :, None] * A) * h + (dt[t] * x[t])[:, None] * B[t]
-        y.append((h * C[t]).sum(-1))
-    return h, torch.stack(y)
-
-
-def _compiled(arguments: Arguments) -> Callable[[], object] | None:
-    """The recurrence, compiled by torch."""
-    if shutil.which("c++") is None:
-        return None
-    step = torch.compile(_scan_block)
-    inputs, D = _float_inputs(arguments), arguments["D"]
-    blocks = [
-        tuple(inputs[k].split(COMPILED_TOKENS)[i] for k in ("x", "dt", "B", "C"))
-        for i in range(inputs["x"].shape[0] // COMPILED_TOKENS)
-    ]
-
-    @torch.no_grad()
-    def run() -> torch.Tensor:
-        h, y = torch.zeros_like(inputs["A"]), []
-        for x, dt, B, C in blocks:
-            h, part = step(h, x, dt, inputs["A"], B, C)
-            y.append(part)
-        return (torch.cat(y) + D * inputs["x"]) * functional.silu(inputs["z"])
-
-    return run
-
-
-def _parallel_scan(arguments: Arguments) -> Callable[[], object] | None:
-    """The recurrence by mambapy's parallel scan."""
-    pscan = optional("mambapy.pscan", "pscan")
-    if pscan is None:
-        return None
-    inputs, D = _float_inputs(arguments), arguments["D"]
-    x, dt, A, B, C, z = (inputs[k] for k in ("x", "dt", "A", "B", "C", "z"))
-
-    @torch.no_grad()
-    def run() -> torch.Tensor:
-        decay = torch.exp(dt[..., None] * A)
-        h = pscan(decay[None], ((dt * x)[..., None] * B[:, None])[None])
-        assert isinstance(h, torch.Tensor)
-        return ((h[0] @ C[..., None])[..., 0] + D * x) * functional.silu(z)
-
-    return run
-
-
 def _float_prefill(arguments: Arguments) -> dict[str, Callable[[], object]]:
-    """In float32 on the CPU, of mamba_ssm in float16 on a GPU."""
-    if not arguments["x"].is_cuda:
-        baselines = {
-            "torch.compile float32": _compiled(arguments),
-            "mambapy float32": _parallel_scan(arguments),
-        }
-        return {name: run for name, run in baselines.items() if run is not None}
+    """Of mamba_ssm, a GPU package, where it is installed."""
     function = optional("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
     if function is None:
         return {}
