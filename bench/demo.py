@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from bench import docs_model, report
+from bench import command, docs_model, report
 from bench.harness import interleave
 from bench.machine import describe
 from mambaquant_ext import load, recipe, save
@@ -149,10 +149,7 @@ def main(
         rows = run(output_dir)
     table(rows)
     if json_file is not None:
-        report.write_json(
-            {"schema": report.SCHEMA, "command": "demo", "machine": machine, "rows": rows},
-            json_file,
-        )
+        report.write_json(command.result("demo", machine, rows=rows), json_file)
 
 
 if __name__ == "__main__":

@@ -185,9 +185,9 @@ def markdown(title: str, values: dict[str, Any], header: Sequence[str], body: An
     return "\n".join([*lines, *markdown_table(header, body)]) + "\n"
 
 
-def markdown_table(header: Sequence[str], body: Any) -> list[str]:
-    """The lines of a table; all columns but the first two are figures."""
-    aligned = ["---"] * 2 + ["---:"] * (len(header) - 2)
+def markdown_table(header: Sequence[str], body: Any, names: int = 2) -> list[str]:
+    """The lines of a table; all columns but the first, so many, are figures."""
+    aligned = ["---"] * names + ["---:"] * (len(header) - names)
     return [f"| {' | '.join(row)} |" for row in (header, aligned, *body)]
 
 
@@ -197,8 +197,8 @@ def insert(page: str, begin: str, end: str, text: str) -> str:
     Raises:
         ValueError: not one marker each, in this order.
     """
-    before, found, rest = page.partition(begin)
-    _, found_end, after = rest.partition(end)
-    if not (found and found_end) or page.count(begin) != 1:
+    before, _, rest = page.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found or page.count(begin) != 1 or page.count(end) != 1:
         raise ValueError(f"expected a page with one {begin} and one {end} behind it")
     return f"{before}{begin}\n\n{text}\n\n{end}{after}"

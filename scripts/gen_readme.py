@@ -14,8 +14,6 @@ from bench import report
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "README.md"
-RESULTS = ROOT / "bench" / "results"
-END = "<!-- end of the table -->"
 NAMES = {
     "float32": "float32 (transformers)",
     "RTN": "round to nearest",
@@ -31,9 +29,8 @@ COLUMNS = {
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table whose first column is text and whose others are figures."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """A table with a name and figures in each row."""
+    return "\n".join(report.markdown_table(header, rows, names=1))
 
 
 def demo_table(result: Mapping[str, Any]) -> str:
@@ -92,8 +89,9 @@ def page(text: str) -> str:
     """README.md with the tables of the committed results."""
     tables = {"demo": demo_table, "cpu": cpu_table, "cpu-370m": cpu_table, "cpu-1.4b": cpu_table}
     for name, table in tables.items():
-        begin = f"<!-- bench/results/{name}.json -->"
-        text = report.insert(text, begin, END, table(report.read_json(RESULTS / f"{name}.json")))
+        file = f"bench/results/{name}.json"
+        body = table(report.read_json(ROOT / file))
+        text = report.insert(text, f"<!-- {file} -->", f"<!-- end of {file} -->", body)
     return text
 
 

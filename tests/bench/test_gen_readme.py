@@ -11,7 +11,7 @@ def test_the_tables_are_current():
     assert text == gen_readme.page(text), "run make docs"
 
 
-@pytest.mark.parametrize("page", ["", "b a", "a a b", "a"])
+@pytest.mark.parametrize("page", ["", "b a", "a a b", "a b b", "a"])
 def test_a_page_needs_one_marker_each(page):
     with pytest.raises(ValueError, match="expected a page with one a and one b"):
         report.insert(page, "a", "b", "text")
